@@ -1,0 +1,1 @@
+"""ggufround: Hugging Face checkpoints to quantised GGUF files."""

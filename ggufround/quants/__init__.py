@@ -1,0 +1,1 @@
+"""Quant types and mixes: tables over ggufround_kernels."""

@@ -1,0 +1,25 @@
+"""Rounded: what a search or the tuner hands to a packer, and nothing else passes between them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Rounded(NamedTuple):
+    """One matrix of rounded weights, exactly as it will be stored. `None` where the type has no such field.
+
+    codes   uint8   [rows, n]              the stored code of every weight (Q4_0: q + 8; Q6_K: q + 32; IQ4: table index)
+    d       float32 [rows, n // block]     block scale, already a float16 value
+    dmin    float32 [rows, n // block]     Q4_1/Q5_1: the minimum m; K-quants: the super-scale of the mins (fp16 values)
+    scales  uint8   [rows, n // group]     stored code of each group's scale (Q6_K: int8 bits; MXFP4: E8M0; NVFP4: UE4M3)
+    mins    uint8   [rows, n // group]     stored code of each group's min
+    """
+
+    codes: NDArray[np.uint8]
+    d: NDArray[np.float32] | None = None
+    dmin: NDArray[np.float32] | None = None
+    scales: NDArray[np.uint8] | None = None
+    mins: NDArray[np.uint8] | None = None
