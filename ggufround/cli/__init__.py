@@ -1,1 +1,40 @@
-"""Command line: parse, build values, call, show."""
+"""Command line: each command parses, builds values, calls the library, and shows what came of it.
+
+Exit codes: 0 done, 2 wrong usage or input, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ggufround.cli import convert, inspect, listing, verify
+from ggufround.cli.show import complain
+from ggufround.errors import GgufroundError
+
+app = typer.Typer(
+    name="ggufround",
+    help="Hugging Face checkpoints to quantised GGUF files for llama.cpp: one command, one pass, little memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("convert")(convert.convert_command)
+app.command("plan")(convert.plan_command)
+app.command("inspect")(inspect.inspect_command)
+app.command("verify")(verify.verify_command)
+app.command("list")(listing.list_command)
+
+
+def main() -> None:
+    """The `ggufround` command."""
+    try:
+        app()
+    except GgufroundError as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        sys.exit(1)

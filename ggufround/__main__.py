@@ -1,0 +1,5 @@
+"""python -m ggufround"""
+
+from ggufround.cli import main
+
+main()

@@ -1,0 +1,116 @@
+"""ggufround convert, ggufround plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ggufround.cli import show
+from ggufround.cli.values import Flags, Json, Model, takes_flags
+from ggufround.conversion import Report, carry_out, lay_out_all
+from ggufround.formats.gguf import Layout
+from ggufround.planning import Plan, build, describe, slabs
+from ggufround.preflight import Run, check_disk, check_paths, memory_needed, workers
+
+
+@takes_flags
+def convert_command(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .gguf to write; {type} stands for the type's name.")],
+    flags: Flags,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; same as `plan`.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard an unfinished run instead of going on.")] = False,
+    json: Json = False,
+) -> None:
+    """Convert a checkpoint to a quantised GGUF file. The same command after an interruption goes on."""
+    run = flags.run(fresh)
+    plan = build(model, flags.options())
+    layouts = lay_out_all(plan, out, run.split_max_size)
+    if dry_run:
+        _show_plan(plan, layouts, run, json)
+        return
+    if not json:
+        for line in plan.notes:
+            show.note(line)
+    try:
+        with show.progress(quiet=json) as update:
+            report = carry_out(plan, layouts, run, update)
+    except KeyboardInterrupt:
+        show.complain("interrupted; the same command goes on from here")
+        raise typer.Exit(1) from None
+    _show_report(report, json)
+
+
+@takes_flags
+def plan_command(model: Model, flags: Flags, json: Json = False) -> None:
+    """Show what convert would do, from headers alone: types, exact sizes, memory, disk."""
+    run = flags.run()
+    plan = build(model, flags.options())
+    name = "{type}.gguf" if len(plan.targets) > 1 else "out.gguf"
+    _show_plan(plan, lay_out_all(plan, Path(name), run.split_max_size), run, json)
+
+
+def _show_plan(plan: Plan, layouts: tuple[Layout, ...], run: Run, json: bool) -> None:
+    check_paths(plan, layouts)
+    check_disk(layouts, resume=False)
+    parts = tuple(slabs(plan))
+    threads = workers(plan, parts, run)
+    memory = memory_needed(plan, parts, threads)
+    if json:
+        described: dict[str, Any] = describe(plan)
+        for entry, layout in zip(described["targets"], layouts, strict=True):
+            entry["files"] = [{"path": str(f.path), "bytes": f.size} for f in layout.files]
+            entry["bpw"] = _bpw(layout)
+            for tensor in entry["tensors"]:
+                tensor["bytes"] = layout.places[tensor["name"]].nbytes
+        show.dump(described | {"threads": threads, "peak_memory": memory})
+        return
+    for layout in layouts:
+        count: Counter[str] = Counter()
+        weights: Counter[str] = Counter()
+        size: Counter[str] = Counter()
+        for place in layout.places.values():
+            count[place.type.name] += 1
+            weights[place.type.name] += place.nbytes // place.type.nbytes * place.type.block
+            size[place.type.name] += place.nbytes
+        show.table(
+            f"{layout.target.mix.name}, recipe {plan.recipe.name}: {layout.size:,} bytes ({show.human(layout.size)}), "
+            f"{_bpw(layout):.2f} bits per weight, {len(layout.files)} file(s)",
+            ("type", "tensors", "weights", "bytes"),
+            [(name, count[name], weights[name], size[name]) for name, _ in size.most_common()],
+        )
+    for name, reason in plan.dropped:
+        show.note(f"{name} is not used: {reason}")
+    for line in plan.notes:
+        show.note(line)
+    show.say(f"{plan.architecture}, {plan.weights:,} weights; {threads} threads, about {show.human(memory)} of memory")
+
+
+def _show_report(report: Report, json: bool) -> None:
+    if json:
+        show.dump(
+            {
+                "files": [str(f) for f in report.files],
+                "bytes": report.size,
+                "weights": report.weights,
+                "seconds": round(report.seconds, 3),
+                "cpu_seconds": round(report.cpu_seconds, 3),
+                "peak_memory": report.peak_memory,
+                "phases": {k: round(v, 3) for k, v in report.phases.items()},
+                "resumed": round(report.resumed, 4),
+                "notes": list(report.notes),
+            }
+        )
+        return
+    again = f", {100 * report.resumed:.0f} % of it done before" if report.resumed else ""
+    for path in report.files:
+        show.say(f"{path}  {show.human(path.stat().st_size)}")
+    show.say(f"{report.seconds:.1f} s, peak memory {show.human(report.peak_memory)}, checked{again}")
+
+
+def _bpw(layout: Layout) -> float:
+    weights = sum(p.nbytes // p.type.nbytes * p.type.block for p in layout.places.values())
+    return 8 * sum(p.nbytes for p in layout.places.values()) / max(1, weights)

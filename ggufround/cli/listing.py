@@ -1,0 +1,72 @@
+"""ggufround list"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from ggufround.arch import ARCHITECTURES
+from ggufround.cli import show
+from ggufround.cli.values import Json
+from ggufround.quants.mixes import MIXES
+from ggufround.quants.types import KNOWN_TYPES, QUANT_TYPES
+from ggufround.recipes import RECIPES
+
+Rows = list[tuple[Any, ...]]
+
+
+class What(StrEnum):
+    TYPES = "types"
+    MIXES = "mixes"
+    FORMATS = "formats"
+    RECIPES = "recipes"
+    ARCHITECTURES = "architectures"
+
+
+def _types() -> tuple[tuple[str, ...], Rows]:
+    rows: Rows = []
+    for name, (number, block, nbytes) in KNOWN_TYPES.items():
+        kind = QUANT_TYPES.get(name)
+        use = "-" if kind is None else "yes" if kind.uses_importance else "ignored"
+        rows.append((name, number, block, nbytes, 8 * nbytes / block, "yes" if kind else "no", use))
+    return ("type", "id", "block", "bytes", "bits per weight", "written", "importance"), rows
+
+
+def _mixes() -> tuple[tuple[str, ...], Rows]:
+    return ("mix", "file_type", "main type"), [(m.name, m.file_type, m.type) for m in MIXES.values()]
+
+
+def _formats() -> tuple[tuple[str, ...], Rows]:
+    return ("format", "for"), [("gguf", "llama.cpp, ollama, LM Studio")]
+
+
+def _recipes() -> tuple[tuple[str, ...], Rows]:
+    return ("recipe", "what it does"), [(r.name, r.about) for r in RECIPES.values()]
+
+
+def _architectures() -> tuple[tuple[str, ...], Rows]:
+    rows = [(name, a.name) for name, a in sorted(ARCHITECTURES.items())]
+    return ("Hugging Face class", "GGUF architecture"), rows
+
+
+TABLES: dict[What, Callable[[], tuple[tuple[str, ...], Rows]]] = {
+    What.TYPES: _types,
+    What.MIXES: _mixes,
+    What.FORMATS: _formats,
+    What.RECIPES: _recipes,
+    What.ARCHITECTURES: _architectures,
+}
+
+
+def list_command(
+    what: Annotated[What, typer.Argument(metavar="WHAT", help=", ".join(What))], json: Json = False
+) -> None:
+    """List types, mixes, formats, recipes or architectures."""
+    columns, rows = TABLES[what]()
+    if json:
+        show.dump([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        show.table(what.value, columns, rows)

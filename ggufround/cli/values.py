@@ -1,0 +1,123 @@
+"""What the flags hold: one annotated type a flag, shared by the commands, and the parsing of their texts."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ggufround.errors import UsageError
+from ggufround.planning import Options
+from ggufround.preflight import Run
+from ggufround.quants.mixes import Overrides, tensor_types, type_name
+
+SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Directory, hub id (org/name) or .gguf file.")]
+Type = Annotated[
+    str, typer.Option("--type", "-t", help="Quantisation(s), e.g. q4_k_m or q4_k_m,q8_0; see `ggufround list mixes`.")
+]
+RecipeName = Annotated[str, typer.Option("--recipe", help="rtn: llama.cpp's bytes. opt-rtn: our better search.")]
+TensorType = Annotated[
+    list[str] | None,
+    typer.Option("--tensor-type", "--layer", metavar="PATTERN=TYPE", help="Type of matching tensors; repeatable."),
+]
+TensorTypeFile = Annotated[Path | None, typer.Option(help="File with PATTERN=TYPE entries, separated by whitespace.")]
+OutputType = Annotated[str | None, typer.Option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")]
+EmbeddingType = Annotated[
+    str | None, typer.Option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
+]
+LeaveOutput = Annotated[bool, typer.Option("--leave-output-tensor", help="Do not quantise output.weight.")]
+Pure = Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")]
+Imatrix = Annotated[Path | None, typer.Option("--imatrix", help="Importance matrix, .gguf or .dat, from llama.cpp.")]
+Pre = Annotated[str | None, typer.Option("--pre", metavar="NAME", help="Pre-tokenizer, where it is not recognised.")]
+Arch = Annotated[str | None, typer.Option("--arch", metavar="NAME", help="Treat MODEL as this architecture.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Worker threads; default: one a core.")]
+MaxRam = Annotated[str | None, typer.Option("--max-ram", metavar="SIZE", help="Memory budget, e.g. 2GB.")]
+SplitMaxSize = Annotated[str | None, typer.Option("--split-max-size", metavar="SIZE", help="Shard size, e.g. 5GB.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags that say what is to be made of a model; `convert` and `plan` share them."""
+
+    type_: Type = "q4_k_m"
+    recipe: RecipeName = "opt-rtn"
+    tensor_type: TensorType = None
+    tensor_type_file: TensorTypeFile = None
+    output_tensor_type: OutputType = None
+    token_embedding_type: EmbeddingType = None
+    leave_output_tensor: LeaveOutput = False
+    pure: Pure = False
+    imatrix: Imatrix = None
+    pre: Pre = None
+    arch: Arch = None
+    threads: Threads = None
+    max_ram: MaxRam = None
+    split_max_size: SplitMaxSize = None
+
+    def options(self) -> Options:
+        """As Options. Raises UsageError for what can be seen without the model."""
+        entries = list(self.tensor_type or ())
+        if self.tensor_type_file is not None:
+            entries += _read_entries(self.tensor_type_file)
+        overrides = Overrides(
+            tensor_types=tensor_types(entries),
+            output_tensor_type=_kind(self.output_tensor_type),
+            token_embedding_type=_kind(self.token_embedding_type),
+            leave_output_tensor=self.leave_output_tensor,
+            pure=self.pure,
+        )
+        types = tuple(t.strip() for t in self.type_.split(",") if t.strip())
+        return Options(types, self.recipe, overrides, self.imatrix, self.pre, self.arch)
+
+    def run(self, fresh: bool = False) -> Run:
+        """As Run. Raises UsageError for a size that is none."""
+        split = size(self.split_max_size, "--split-max-size")
+        return Run(self.threads, size(self.max_ram, "--max-ram"), split, fresh)
+
+
+def takes_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives `command`, which has a parameter `flags: Flags`, every field of Flags as a flag of its own."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+    hints = get_type_hints(Flags, include_extras=True)
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields(Flags)
+    ]
+
+    def call(**given: Any) -> None:
+        flags = Flags(**{f.name: given.pop(f.name) for f in fields(Flags)})
+        command(**given, flags=flags)
+
+    call.__doc__ = command.__doc__
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    return call
+
+
+def size(text: str | None, flag: str) -> int | None:
+    """Bytes of a size such as 500M, 4.2GB or 2GiB (decimal unless an i says otherwise). Raises UsageError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", text.strip().upper())
+    if not found or found[2] not in SIZES or float(found[1]) == 0:
+        raise UsageError(f"{flag} wants a size such as 500M, 4.2GB or 2GiB, got {text!r}")
+    return int(float(found[1]) * SIZES[found[2]])
+
+
+def _read_entries(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--tensor-type-file {path} cannot be read: {error}") from error
+
+
+def _kind(text: str | None) -> str | None:
+    return None if text is None else type_name(text)

@@ -1,0 +1,253 @@
+"""THE loop: read a row slab, arrange it, search, pack, write at its known offset; then check and give it its name.
+
+Every slab is independent, so slabs are a map over a thread pool (kernels and reads release the GIL); with one
+thread the same function runs inline. What a finished slab read and wrote goes into the journal as checksums: the
+same command after a kill checks them against OUT.partial and does only the rest, and at the end they are what the
+written file is checked against and what the provenance digests are folded from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufround import measure
+from ggufround.checkpoint.reading import Reader
+from ggufround.errors import OutputError, UsageError
+from ggufround.formats.gguf import GGUFSink, Layout, lay_out, remove, scale_name
+from ggufround.journal import Journal
+from ggufround.planning import Options, Plan, build, slabs
+from ggufround.preflight import Run, check_disk, check_paths, workers
+from ggufround.resuming import drop_damaged, fingerprint, journal_beside, may_resume
+from ggufround.slab_work import Work, absmax_slab, convert_slab, expert_of, workspaces
+from ggufround_kernels import nvfp4_global_scale
+
+T = TypeVar("T")
+U = TypeVar("U")
+Progress = Callable[[str, int, int], None]  # (phase, weights done, weights in all)
+AHEAD = 4  # slabs handed to the pool per thread: enough to keep it busy, few enough to stop soon
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a finished run did and cost. Sizes and memory in bytes, times in seconds."""
+
+    files: tuple[Path, ...]
+    size: int
+    weights: int
+    seconds: float
+    cpu_seconds: float
+    peak_memory: int
+    phases: Mapping[str, float]
+    resumed: float  # share of the weights that an earlier run had done
+    notes: tuple[str, ...]
+
+
+def convert(
+    model: str | Path,
+    out: str | Path,
+    *,
+    type: str = "q4_k_m",  # noqa: A002 - the word that llama.cpp's users know
+    recipe: str = "opt-rtn",
+    options: Options | None = None,
+    run: Run | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Writes `model` (directory, hub id or .gguf) as the GGUF file `out`; `{type}` in `out` names several types.
+
+    `options` replaces `type` and `recipe` where more is to be said. Raises the leaves of GgufroundError; the file
+    `out` appears only when it is complete and checked. The same call after an interruption goes on.
+    """
+    started = time.perf_counter()
+    chosen = options or Options(types=tuple(t.strip() for t in type.split(",")), recipe=recipe)
+    run = run or Run()
+    plan = build(model, chosen)
+    layouts = lay_out_all(plan, Path(out), run.split_max_size)
+    return carry_out(plan, layouts, run, progress, started)
+
+
+def lay_out_all(plan: Plan, out: Path, split_max_size: int | None = None) -> tuple[Layout, ...]:
+    """The files of every target; `{type}` in `out` is replaced by the mix's name.
+
+    Raises UsageError where several targets would share a file.
+    """
+    if len(plan.targets) > 1 and "{type}" not in out.name:
+        raise UsageError(f"several types need {{type}} in OUT, e.g. {out.stem}-{{type}}.gguf; got {out}")
+    paths = [out.with_name(out.name.replace("{type}", t.mix.name)) for t in plan.targets]
+    return tuple(lay_out(plan, t, p, split_max_size) for t, p in zip(plan.targets, paths, strict=True))
+
+
+def carry_out(
+    plan: Plan,
+    layouts: tuple[Layout, ...],
+    run: Run,
+    progress: Progress | None = None,
+    started: float | None = None,
+) -> Report:
+    """Checks what can fail cheaply, then converts, verifies and names the files."""
+    clock = _Clock(started)
+    check_paths(plan, layouts)
+    parts = tuple(slabs(plan))
+    threads = workers(plan, parts, run)
+    identity = fingerprint(plan, layouts)
+    journal_path = journal_beside(layouts)
+    resume = may_resume(journal_path, layouts, identity, run.fresh)
+    check_disk(layouts, resume)
+    clock.lap("plan")
+    with ExitStack() as stack:
+        journal = Journal(journal_path, identity, resume)
+        stack.callback(journal.close)
+        sinks = []
+        for layout in layouts:
+            sinks.append(GGUFSink(layout, resume))
+            stack.callback(sinks[-1].abandon)
+        reader = stack.enter_context(Reader(plan.checkpoint))
+        work = Work(plan, parts, reader, tuple(sinks), workspaces(plan, parts, threads))
+        if resume:
+            drop_damaged(work, journal)
+        resumed = sum(map(work.weights, journal.done))
+        _find_scales(work, journal, threads)
+        _convert(work, journal, threads, progress)
+        clock.lap("convert")
+        digests = _verify(work, journal, threads)
+        clock.lap("verify")
+        for sink, values in zip(sinks, digests, strict=True):
+            sink.close(values)
+        clock.lap("sync")
+    remove([journal_path])
+    return Report(
+        files=tuple(f.path for layout in layouts for f in layout.files),
+        size=sum(layout.size for layout in layouts),
+        weights=plan.weights,
+        seconds=clock.total(),
+        cpu_seconds=measure.cpu_seconds(),
+        peak_memory=measure.peak_memory(),
+        phases=clock.laps,
+        resumed=resumed / max(1, plan.weights),
+        notes=plan.notes,
+    )
+
+
+def _convert(work: Work, journal: Journal, threads: int, progress: Progress | None) -> None:
+    """Every slab that the journal does not hold."""
+    finished = sum(map(work.weights, journal.done))
+    left = [i for i in range(len(work.slabs)) if i not in journal.done]
+    for index, done in map_threads(partial(convert_slab, work), left, threads):
+        journal.add(done)
+        finished += work.weights(index)
+        if progress is not None:
+            progress("convert", finished, work.plan.weights)
+
+
+def _find_scales(work: Work, journal: Journal, threads: int) -> None:
+    """The first of two reads of tensors with a global scale: the largest magnitude of each matrix decides it."""
+    scaled = set().union(*(t.scaled for t in work.plan.targets))
+    wanted = [i for i in range(len(work.slabs)) if work.output(i).name in scaled]
+    for index, value in map_threads(
+        partial(absmax_slab, work), [i for i in wanted if i not in journal.absmax], threads
+    ):
+        journal.add_absmax(index, value)
+    largest: dict[str, NDArray[np.float32]] = {}
+    for index in wanted:
+        output, slab = work.output(index), work.slabs[index]
+        experts = output.shape[0] if len(output.shape) == 3 else 1
+        values = largest.setdefault(output.name, np.zeros(experts, np.float32))
+        expert = expert_of(output, slab)
+        values[expert] = max(values[expert], journal.absmax[index])
+    for name, values in largest.items():
+        work.scales[name] = np.array([nvfp4_global_scale(v) for v in values], np.float32)
+        for target, sink in zip(work.plan.targets, work.sinks, strict=True):
+            if name in target.scaled:
+                sink.write(scale_name(name), 0, work.scales[name])
+
+
+def _verify(work: Work, journal: Journal, threads: int) -> list[dict[str, str]]:
+    """Reads every tensor back against the journal; returns the provenance digests of each target."""
+    parts: dict[str, list[int]] = {}
+    for index in range(len(work.slabs)):
+        parts.setdefault(work.output(index).name, []).append(index)
+    source = hashlib.sha256("".join(journal.done[i].source for i in range(len(work.slabs))).encode())
+    digests = []
+    for number, sink in enumerate(work.sinks):
+        names = list(sink.places)
+
+        def check(name: str, number: int = number) -> str:
+            return _read_back(work, journal, number, name, parts.get(name, ()))
+
+        found = dict(map_threads(check, names, threads))
+        digests.append(
+            {
+                "ggufround.source.weights_sha256": source.hexdigest(),
+                "ggufround.data_sha256": fold(found),
+            }
+        )
+    return digests
+
+
+def fold(tensors: Mapping[str, str]) -> str:
+    """One SHA-256 over the names and SHA-256 digests of all tensors, in the order of the file."""
+    return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in tensors.items()).encode()).hexdigest()
+
+
+def _read_back(work: Work, journal: Journal, number: int, name: str, indices: Iterable[int]) -> str:
+    """SHA-256 of a tensor's bytes as they are in the file; every slab must be what was written."""
+    sink = work.sinks[number]
+    total = hashlib.sha256()
+    if not indices:  # a global scale: small, computed, written whole
+        total.update(sink.read(name, 0, 1))
+    for index in indices:
+        slab = work.slabs[index]
+        rows = sink.read(name, slab.first, slab.rows)
+        if zlib.crc32(rows) != journal.done[index].crcs[number]:
+            raise OutputError(f"{name} read back differs from what was written; is the disk failing?")
+        total.update(rows)
+    return total.hexdigest()
+
+
+def map_threads(function: Callable[[T], U], items: list[T], threads: int) -> Iterator[tuple[T, U]]:
+    """(item, result) in the order of `items`; the first error stops the rest and is raised once all have stopped."""
+    if threads == 1:
+        for item in items:
+            yield item, function(item)
+        return
+    waiting: deque[tuple[T, Future[U]]] = deque()
+    rest = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            while True:
+                while len(waiting) < AHEAD * threads and (item := next(rest, None)) is not None:
+                    waiting.append((item, pool.submit(function, item)))
+                if not waiting:
+                    return
+                item, future = waiting.popleft()
+                yield item, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+class _Clock:
+    """Seconds of each phase and in all."""
+
+    def __init__(self, started: float | None) -> None:
+        self.started = self._last = time.perf_counter() if started is None else started
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+    def total(self) -> float:
+        return time.perf_counter() - self.started

@@ -1,0 +1,242 @@
+"""GGUF as a format: where every byte of the output lies, and the sink that puts it there.
+
+Types and shapes are known before the first weight is read, so the header is written first and rows go to known
+offsets in any order, from any thread. Until `close` has synced everything, the file is called OUT.partial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufround.errors import InputError, OutputError, UsageError
+from ggufround.gguf_file import MAX_NAME, Field, Header, Kind, TensorInfo, encode_header, padded
+from ggufround.planning import Plan, Target
+from ggufround.quants.mixes import visiting_order
+from ggufround.quants.spec import QuantType
+from ggufround.quants.types import QUANT_TYPES
+
+Buffer = bytes | memoryview | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one tensor lies: `offset` is absolute in file number `file`, in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: QuantType
+    file: int
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        return self.type.row_bytes(self.shape[-1])
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape[:-1]) * self.row_bytes
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    path: Path
+    header: Header
+    size: int  # bytes
+    places: tuple[Place, ...]
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_name(self.path.name + ".partial")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All files of one target; more than one only under --split-max-size."""
+
+    target: Target
+    files: tuple[GGUFFile, ...]
+
+    @property
+    def places(self) -> Mapping[str, Place]:
+        return {p.name: p for f in self.files for p in f.places}
+
+    @property
+    def size(self) -> int:
+        return sum(f.size for f in self.files)
+
+
+def scale_name(name: str) -> str:
+    """The tensor that holds the global scale of `name`: blk.3.attn_q.weight -> blk.3.attn_q.scale."""
+    return name.removesuffix(".weight") + ".scale"
+
+
+def lay_out(plan: Plan, target: Target, out: Path, split_max_size: int | None = None) -> Layout:
+    """Offsets and headers of all files of `target`, exact to the byte.
+
+    Raises InputError for a tensor that the C reader would refuse, UsageError for a split smaller than a tensor.
+    """
+    shapes = {o.name: o.shape for o in plan.outputs}
+    types = dict(target.types)
+    for name in target.scaled:
+        shapes[scale_name(name)] = (shapes[name][0],) if len(shapes[name]) == 3 else (1,)
+        types[scale_name(name)] = QUANT_TYPES["F32"]
+    for name, shape in shapes.items():
+        if len(name.encode()) > MAX_NAME:
+            raise InputError(f"tensor name {name!r} is longer than the {MAX_NAME} bytes that GGUF readers allow")
+        if not 1 <= len(shape) <= 4:
+            raise InputError(f"{name} has {len(shape)} dimensions; GGUF allows 1 to 4")
+    rows = [Place(n, shapes[n], types[n], 0, 0) for n in visiting_order(list(shapes))]
+    groups = _split(rows, split_max_size)
+    files = []
+    for number, group in enumerate(groups):
+        path = out if split_max_size is None else split_path(out, number, len(groups))
+        metadata = dict(target.metadata) if number == 0 else {}
+        if split_max_size is not None:
+            metadata["split.no"] = Field(Kind.U16, number)
+            metadata["split.count"] = Field(Kind.U16, len(groups))
+            metadata["split.tensors.count"] = Field(Kind.I32, len(rows))
+        files.append(_file(path, number, metadata, group))
+    return Layout(target, tuple(files))
+
+
+def split_path(out: Path, number: int, count: int) -> Path:
+    """llama.cpp's name of shard `number` (from 0): PREFIX-00001-of-00003.gguf."""
+    return out.with_name(f"{out.name.removesuffix('.gguf')}-{number + 1:05d}-of-{count:05d}.gguf")
+
+
+def _split(rows: list[Place], limit: int | None) -> list[list[Place]]:
+    if limit is None:
+        return [rows]
+    groups: list[list[Place]] = [[]]
+    used = 0
+    for place in rows:
+        if place.nbytes > limit:
+            raise UsageError(
+                f"--split-max-size of {limit} bytes is smaller than {place.name}, which takes {place.nbytes}"
+            )
+        if groups[-1] and used + padded(place.nbytes) > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(place)
+        used += padded(place.nbytes)
+    return groups
+
+
+def _file(path: Path, number: int, metadata: Mapping[str, Field], group: list[Place]) -> GGUFFile:
+    infos, offset = [], 0
+    for place in group:
+        infos.append(TensorInfo(place.name, place.shape, place.type.id, offset))
+        offset += padded(place.nbytes)
+    header = encode_header(metadata, infos)
+    base = len(header.data)
+    places = tuple(
+        Place(p.name, p.shape, p.type, number, base + info.offset) for p, info in zip(group, infos, strict=True)
+    )
+    return GGUFFile(path, header, base + offset, places)
+
+
+class Sink(Protocol):
+    """What the loop needs of a format: rows go in at any time and in any order, from any thread."""
+
+    def write(self, name: str, first_row: int, rows: Buffer) -> None: ...
+    def close(self, digests: Mapping[str, str]) -> None: ...
+    def abandon(self) -> None: ...
+
+
+class GGUFSink:
+    """The open .partial files of one layout. With `resume` they must exist with the right size."""
+
+    def __init__(self, layout: Layout, resume: bool) -> None:
+        self.layout = layout
+        self.places = layout.places
+        self._fds: list[int] = []
+        try:
+            for file in layout.files:
+                flags = os.O_RDWR | (0 if resume else os.O_CREAT | os.O_TRUNC)
+                self._fds.append(os.open(file.partial, flags, 0o666))
+                if not resume:
+                    os.ftruncate(self._fds[-1], file.size)
+            self.write_headers()
+        except OSError as error:
+            self.abandon()
+            raise OutputError(_reason(error, f"cannot write {file.partial}")) from error
+
+    def write(self, name: str, first_row: int, rows: Buffer) -> None:
+        """Stores packed rows of tensor `name`. Raises OutputError naming the tensor; the partial file stays."""
+        place = self.places[name]
+        try:
+            _write_all(self._fds[place.file], rows, place.offset + first_row * place.row_bytes)
+        except OSError as error:
+            raise OutputError(_reason(error, f"cannot write tensor {name}")) from error
+
+    def read(self, name: str, first_row: int, rows: int) -> bytes:
+        """Packed rows as they are in the file now (for a resume and for the final check)."""
+        place = self.places[name]
+        start = place.offset + first_row * place.row_bytes
+        return os.pread(self._fds[place.file], rows * place.row_bytes, start)
+
+    def write_headers(self) -> None:
+        """Puts every file's header in place, with room where the digests will be."""
+        for fd, file in zip(self._fds, self.layout.files, strict=True):
+            _write_all(fd, file.header.data, 0)
+
+    def close(self, digests: Mapping[str, str]) -> None:
+        """Fills in the digests, syncs, and gives the files their names. Nothing bears the name before."""
+        try:
+            for number, (fd, file) in enumerate(zip(self._fds, self.layout.files, strict=True)):
+                if number == 0:
+                    for key, text in digests.items():
+                        _write_all(fd, text.encode(), file.header.values[key])
+                os.fsync(fd)
+            for file in self.layout.files:
+                os.replace(file.partial, file.path)
+            for folder in {f.path.parent for f in self.layout.files}:
+                _sync_folder(folder)
+        except OSError as error:
+            raise OutputError(_reason(error, f"cannot finish {file.path}")) from error
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Closes the files as they are; a later run can go on with them."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Deletes the files that exist."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _write_all(fd: int, data: Buffer, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _reason(error: OSError, what: str) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{what}: the disk is full; free some space and run the same command again to go on"
+    return f"{what}: {error.strerror or error}"

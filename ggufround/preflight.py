@@ -1,0 +1,103 @@
+"""Preflight: all that a file system and a memory budget can refuse before the first weight is read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufround import measure
+from ggufround.errors import OutputError, UsageError
+from ggufround.formats.gguf import Layout
+from ggufround.planning import Plan, Slab
+
+WORKSPACE_EXTRA = 2 << 20  # bytes a thread needs beside its buffers: kernel scratch, stacks
+COMPILER = 90 << 20  # bytes that loading or compiling the kernels may add
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a plan is carried out. `max_ram` and `split_max_size` in bytes."""
+
+    threads: int | None = None
+    max_ram: int | None = None
+    split_max_size: int | None = None
+    fresh: bool = False
+
+
+def check_paths(plan: Plan, layouts: tuple[Layout, ...]) -> None:
+    """Raises UsageError for an output that is the source, a folder, or in no writable folder."""
+    sources = {t.path.resolve() for t in plan.checkpoint.tensors.values()}
+    sources |= {p.resolve() for p in plan.checkpoint.files.values()}
+    for file in (f for layout in layouts for f in layout.files):
+        folder = file.path.parent
+        for path in (file.path, file.partial):
+            if path.resolve() in sources or (path.exists() and any(os.path.samefile(path, s) for s in sources)):
+                raise UsageError(f"OUT {path} is a file of the model itself; choose another name")
+        if file.path.is_dir():
+            raise UsageError(f"OUT {file.path} is a folder; give a file name such as {file.path / 'model.gguf'}")
+        if not folder.is_dir():
+            raise UsageError(f"the folder {folder} does not exist; create it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"no permission to write into {folder}")
+
+
+def check_disk(layouts: tuple[Layout, ...], resume: bool) -> None:
+    """Raises OutputError where a file system has less room than the files will take."""
+    needed: dict[Path, int] = {}
+    for file in (f for layout in layouts for f in layout.files):
+        present = file.partial.stat().st_blocks * 512 if resume and file.partial.exists() else 0
+        needed[file.path.parent] = needed.get(file.path.parent, 0) + max(0, file.size - present)
+    for folder, size in needed.items():
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise OutputError(
+                f"{folder} has {free / 1e9:.2f} GB free, the output takes {size / 1e9:.2f} GB; free some space or "
+                f"choose another folder or a smaller type"
+            )
+
+
+def workspace_bytes(plan: Plan, slabs: tuple[Slab, ...]) -> tuple[int, int, int]:
+    """Bytes of a worker's three buffers: raw source rows, float32 weights, packed rows."""
+    raw = weights = packed = 1
+    for slab in slabs:
+        output = plan.outputs[slab.output]
+        columns = output.shape[-1]
+        weights = max(weights, slab.rows * columns * 4)
+        if slab.piece is not None:
+            source = output.pieces[slab.piece].source
+            raw = max(raw, -(-source.nbytes // max(1, source.rows)) * slab.rows)
+        packed = max(packed, *(slab.rows * t.types[output.name].row_bytes(columns) for t in plan.targets))
+    return raw, weights, packed
+
+
+def memory_needed(plan: Plan, slabs: tuple[Slab, ...], threads: int) -> int:
+    """Expected peak in bytes with that many threads."""
+    each = sum(workspace_bytes(plan, slabs)) + WORKSPACE_EXTRA
+    return measure.resident_memory() + COMPILER + threads * each
+
+
+def workers(plan: Plan, slabs: tuple[Slab, ...], run: Run) -> int:
+    """Threads to use: as asked or one a core, fewer where --max-ram says so.
+
+    Raises UsageError where not even one thread fits.
+    """
+    if run.threads is not None and run.threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {run.threads}")
+    threads = run.threads or cores()
+    if run.max_ram is None:
+        return threads
+    while threads > 1 and memory_needed(plan, slabs, threads) > run.max_ram:
+        threads -= 1
+    needed = memory_needed(plan, slabs, threads)
+    if needed > run.max_ram:
+        raise UsageError(
+            f"--max-ram {run.max_ram / 1e6:.0f} MB is too little: one thread needs about {needed / 1e6:.0f} MB"
+        )
+    return threads
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

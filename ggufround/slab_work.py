@@ -1,0 +1,161 @@
+"""What is done to one slab: read its rows, arrange them, search and pack them for every target, write.
+
+Pure but for the reads and writes; any thread may do any slab at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufround.arch.spec import Output
+from ggufround.checkpoint.reading import Reader
+from ggufround.errors import WeightError
+from ggufround.formats.gguf import GGUFSink
+from ggufround.journal import Done
+from ggufround.planning import Plan, Slab, Target
+from ggufround.preflight import workspace_bytes
+from ggufround_kernels import absmax, first_nonfinite
+
+
+class Workspace(NamedTuple):
+    """The buffers of one worker, large enough for the largest slab."""
+
+    raw: NDArray[np.uint8]
+    weights: NDArray[np.float32]
+    packed: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all slabs of a run share. `scales` fills before the tensors that need it are packed."""
+
+    plan: Plan
+    slabs: tuple[Slab, ...]
+    reader: Reader
+    sinks: tuple[GGUFSink, ...]  # one a target
+    spaces: queue.SimpleQueue[Workspace]
+    scales: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # output name -> [experts]
+
+    def output(self, index: int) -> Output:
+        """The output that slab number `index` belongs to."""
+        return self.plan.outputs[self.slabs[index].output]
+
+    def weights(self, index: int) -> int:
+        """Weights in slab number `index`."""
+        return self.slabs[index].rows * self.output(index).shape[-1]
+
+    @contextmanager
+    def space(self) -> Iterator[Workspace]:
+        """A free workspace; there are as many as workers, so none waits."""
+        space = self.spaces.get()
+        try:
+            yield space
+        finally:
+            self.spaces.put(space)
+
+
+def workspaces(plan: Plan, slabs: tuple[Slab, ...], count: int) -> queue.SimpleQueue[Workspace]:
+    """`count` workspaces; the memory is touched, and so counted, only as far as slabs use it."""
+    raw, weights, packed = workspace_bytes(plan, slabs)
+    spaces: queue.SimpleQueue[Workspace] = queue.SimpleQueue()
+    for _ in range(count):
+        spaces.put(Workspace(np.empty(raw, np.uint8), np.empty(weights // 4, np.float32), np.empty(packed, np.uint8)))
+    return spaces
+
+
+def convert_slab(work: Work, index: int) -> Done:
+    """Reads slab `index`, packs it for every target and writes it; returns the checksums for the journal.
+
+    Raises WeightError for NaN or infinity, InputError for a source that cannot be read, OutputError for a sink
+    that cannot be written.
+    """
+    slab, output = work.slabs[index], work.output(index)
+    with work.space() as space:
+        weights, raw = read_slab(work, index, space)
+        source = hashlib.sha256(raw).hexdigest()
+        crcs = []
+        for target, sink in zip(work.plan.targets, work.sinks, strict=True):
+            if weights is None:
+                rows = np.frombuffer(raw, np.uint8)
+            else:
+                rows = _packed(work, slab, output, target, weights, space.packed)
+            sink.write(output.name, slab.first, rows)
+            crcs.append(zlib.crc32(rows))
+    return Done(index, source, tuple(crcs))
+
+
+def absmax_slab(work: Work, index: int) -> float:
+    """The largest magnitude in slab `index`."""
+    with work.space() as space:
+        weights, _ = read_slab(work, index, space)
+        assert weights is not None
+        return float(absmax(weights))
+
+
+def expert_of(output: Output, slab: Slab) -> int:
+    """Which matrix of a stack the slab belongs to; 0 for a plain matrix."""
+    return slab.first // output.shape[1] if len(output.shape) == 3 else 0
+
+
+def read_slab(work: Work, index: int, space: Workspace) -> tuple[NDArray[np.float32] | None, memoryview]:
+    """The slab's weights as float32 [rows, columns], and the bytes they came from.
+
+    No weights for a slab that every target stores exactly as the source does (quantised or integer): those bytes
+    are copied, not rounded a second time.
+    """
+    slab, output = work.slabs[index], work.output(index)
+    columns = output.shape[-1]
+    weights = space.weights[: slab.rows * columns].reshape(slab.rows, columns)
+    if slab.piece is None:
+        assert output.values is not None
+        weights[:] = output.values.reshape(-1, columns)[slab.first : slab.first + slab.rows]
+        return weights, memoryview(weights).cast("B")
+    piece = output.pieces[slab.piece]
+    row = piece.first + slab.first - sum(p.rows for p in output.pieces[: slab.piece])
+    if is_copy(work.plan, output):
+        return None, work.reader.raw_rows(piece.source, row, slab.rows, space.raw)
+    raw = work.reader.read_rows(piece.source, row, slab.rows, weights, space.raw)
+    if piece.via is not None:
+        weights = np.ascontiguousarray(piece.via(weights), np.float32)
+    bad = first_nonfinite(weights)
+    if bad >= 0:
+        r, column = divmod(bad, columns)
+        raise WeightError(
+            f"{piece.source.name} holds {weights[r, column]} near row {row + r}, column {column}: the checkpoint is "
+            f"damaged and cannot be rounded; OUT.partial is kept"
+        )
+    return weights, raw
+
+
+def is_copy(plan: Plan, output: Output) -> bool:
+    """Whether all targets keep the source's own quantised or integer bytes."""
+    kept = {p.source.dtype for p in output.pieces if p.via is None and p.source.scale is None}
+    wanted = {t.types[output.name].name for t in plan.targets}
+    return bool(output.pieces) and kept == wanted and not wanted & {"F32", "F16", "BF16"}
+
+
+def _packed(
+    work: Work, slab: Slab, output: Output, target: Target, weights: NDArray[np.float32], buffer: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    kind = target.types[output.name]
+    rows = buffer[: slab.rows * kind.row_bytes(output.shape[-1])].reshape(slab.rows, -1)
+    expert = expert_of(output, slab)
+    if output.name in target.scaled:
+        weights = weights / work.scales[output.name][expert]
+    kind.quantize(weights, _importance(work.plan, output, expert), work.plan.recipe.search, rows)
+    return rows.reshape(-1)
+
+
+def _importance(plan: Plan, output: Output, expert: int) -> NDArray[np.float32] | None:
+    entries: Mapping[str, NDArray[np.float32]] = plan.importance.entries if plan.importance else {}
+    entry = entries.get(output.name)
+    return None if entry is None else entry[expert]
