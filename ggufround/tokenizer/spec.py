@@ -16,4 +16,4 @@ class Vocab:
     pre: str  # "default", "llama-bpe", ...
     size: int  # number of tokens, padding included
     metadata: Mapping[str, Field] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # what the user should know (e.g. "pre-tokenizer found by its structure, not its fingerprint")
+    notes: tuple[str, ...] = ()  # what the user should know, e.g. how the pre-tokenizer was found

@@ -1,0 +1,213 @@
+"""Vocabularies from tokenizer.json: byte-level BPE ("gpt2"), and the BPE with byte fallback of a Llama whose
+tokenizer.model is missing ("llama"). Matched: get_vocab_base, _set_vocab_gpt2 and LlamaHfVocab of llama.cpp's
+converter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any
+
+from ggufround.errors import InputError
+from ggufround.gguf_file import Field, Kind, array, boolean, string
+from ggufround.tokenizer.files import Files, at, items, read_text
+from ggufround.tokenizer.hugging_face import MAX_ID, HuggingFace, load_hugging_face
+from ggufround.tokenizer.pretokenizers import byte_letters, cut_down, find_pre, load
+from ggufround.tokenizer.spec import Vocab
+from ggufround.tokenizer.special import special_fields
+
+MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
+TOKENS, SCORES, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
+MERGES, ADD_BOS, ADD_EOS = "tokenizer.ggml.merges", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"
+ADDED_SCORE = -1000.0
+
+
+class TokenType(IntEnum):
+    """enum llama_token_type."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+def looks_special(token: str) -> bool:
+    """Added tokens that are meant as control tokens though their files do not say so."""
+    if token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]"):
+        return True
+    ends = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
+    return any(token.startswith(start) and token.endswith(end) for start, end in ends)
+
+
+def check_size(size: int, where: str) -> int:
+    """InputError for a vocabulary of a size that no model has; a bound on memory."""
+    if not 0 < size <= MAX_ID:
+        raise InputError(f"{where}: a vocabulary of {size} tokens; allowed are 1 to {MAX_ID}")
+    return size
+
+
+def load_bpe(files: Files, pre: str | None, vocab_size: int | None) -> Vocab | None:
+    """A byte-level BPE; None where the checkpoint has neither tokenizer.json nor vocab.json with merges.txt.
+
+    Raises UnsupportedError where llama.cpp knows no such pre-tokenizer (see `pretokenizers`).
+    """
+    tokenizer = load_hugging_face(files)
+    if tokenizer is None:
+        return None
+    if at(tokenizer.document, "model", "type") != "BPE":
+        raise InputError(
+            f"{tokenizer.source} holds a {at(tokenizer.document, 'model', 'type')} tokenizer; "
+            "BPE is what is supported without a tokenizer.model"
+        )
+    size = check_size(tokenizer.size if vocab_size is None else vocab_size, str(tokenizer.source))
+    dropped = _fit(tokenizer, size)
+    found = find_pre(tokenizer, pre)
+    tokens, types = _tokens(tokenizer, size)
+    fields = {
+        MODEL: string("gpt2"),
+        PRE: string(found.pre),
+        TOKENS: array(Kind.STRING, tokens),
+        TYPES: array(Kind.I32, types),
+    }
+    if merges := _merges(tokenizer, files):
+        fields[MERGES] = array(Kind.STRING, merges)
+    fields |= special_fields(files)
+    if found.by_structure:
+        fields |= _adds(tokenizer, fields)
+    notes = (*(() if found.note is None else (found.note,)), *dropped)
+    return Vocab("gpt2", found.pre, size, fields, notes)
+
+
+def load_llama_hf(files: Files, vocab_size: int | None) -> Vocab | None:
+    """The SentencePiece-like BPE with byte fallback that Llama 2 and its kin keep in tokenizer.json; None where
+    tokenizer.json is absent or of another kind."""
+    model = at(files.tokenizer, "model")
+    if (
+        at(model, "type") != "BPE"
+        or not at(model, "byte_fallback")
+        or at(files.tokenizer, "decoder", "type") != "Sequence"
+    ):
+        return None
+    tokenizer = load_hugging_face(files)
+    assert tokenizer is not None
+    base = len(tokenizer.vocab)
+    size = max(tokenizer.size, vocab_size or 0)
+    check_size(size, str(tokenizer.source))
+    texts = {number: token for token, number in tokenizer.vocab.items()}
+    texts |= {row.id: token for token, row in tokenizer.added.items()}
+    special = {tokenizer.id_of(token) for token in tokenizer.specials.values()}
+    tokens, types = [], []
+    for number in range(size):
+        text = texts.get(number)
+        if text is None:
+            kind, text = TokenType.UNUSED, f"[PAD{number}]"
+        elif number < base and re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
+            kind = TokenType.BYTE
+        elif number in special:
+            kind = TokenType.CONTROL
+        else:
+            kind = TokenType.NORMAL if number < base else TokenType.USER_DEFINED
+        tokens.append(text)
+        types.append(int(kind))
+    fields = sentencepiece_fields(tokens, [ADDED_SCORE] * size, types) | special_fields(files, limit=size)
+    return Vocab("llama", "default", size, fields)
+
+
+def sentencepiece_fields(tokens: list[str], scores: list[float], types: list[int]) -> dict[str, Field]:
+    return {
+        MODEL: string("llama"),
+        PRE: string("default"),
+        TOKENS: array(Kind.STRING, tokens),
+        SCORES: array(Kind.F32, scores),
+        TYPES: array(Kind.I32, types),
+    }
+
+
+def _fit(tokenizer: HuggingFace, size: int) -> tuple[str, ...]:
+    """Drops special tokens that no file gives an id and that have no row in the embedding; InputError for others."""
+    beyond = [token for token, row in tokenizer.added.items() if row.id >= size]
+    written = {at(token, "content") for token in items(tokenizer.document, "added_tokens")}
+    largest = max(tokenizer.vocab.values())
+    if largest >= size or any(token in written for token in beyond):
+        largest = max(largest, *(row.id for row in tokenizer.added.values()))
+        raise InputError(
+            f"{tokenizer.source} has the token id {largest}, but the model's vocabulary has {size} tokens; "
+            "the tokenizer belongs to another model, or vocab_size in config.json is wrong"
+        )
+    for token in beyond:
+        del tokenizer.added[token]
+    return tuple(f"special token {token!r} left out: it has no row in the embedding" for token in beyond)
+
+
+def _tokens(tokenizer: HuggingFace, size: int) -> tuple[list[str], list[int]]:
+    tokens: list[str | None] = [None] * size
+    for token, number in tokenizer.vocab.items():
+        tokens[number] = token
+    types = [int(TokenType.NORMAL)] * size
+    decode = _decoder(tokenizer)
+    for token, row in tokenizer.added.items():
+        text = token if row.normalized else decode(token, row.id)
+        types[row.id] = TokenType.CONTROL
+        if not row.special and not looks_special(text):
+            types[row.id] = TokenType.USER_DEFINED
+            text = text.replace("\u2581", " ")
+        tokens[row.id] = text
+    full = []
+    for number, text in enumerate(tokens):
+        if text is None:
+            types[number] = TokenType.UNUSED
+            text = f"[PAD{number}]"
+        full.append(text)
+    return full, types
+
+
+def _decoder(tokenizer: HuggingFace) -> Any:
+    """What encoding and decoding makes of an added token that is matched before normalization: `decode` of its id."""
+    if at(tokenizer.document, "decoder", "type") != "ByteLevel":
+        whole: list[Any] = []
+
+        def decode(token: str, number: int) -> str:
+            whole.extend([] if whole else [load(tokenizer, tokenizer.document)])
+            return str(whole[0].decode(whole[0].encode(token, add_special_tokens=False).ids, skip_special_tokens=False))
+
+        return decode
+    byte_of = {letter: byte for byte, letter in byte_letters().items()}
+
+    def from_letters(token: str, number: int) -> str:
+        """The ByteLevel decoder: a token with a character that stands for no byte is kept as it is."""
+        if token.isascii() or not all(letter in byte_of for letter in token):
+            return token
+        return bytes(byte_of[letter] for letter in token).decode("utf-8", "replace")
+
+    return from_letters
+
+
+def _merges(tokenizer: HuggingFace, files: Files) -> list[str]:
+    """One string a merge; a space inside a part is written as the byte-level vocabulary writes it."""
+    merges = items(tokenizer.document, "model", "merges")
+    if not merges and "merges.txt" in files.paths:
+        lines = read_text(files.paths["merges.txt"]).split("\n")
+        merges = [pair for line in lines if len(pair := line.split()) == 2 and not line.startswith("#version")]
+    if set(map(type, merges)) == {str}:
+        return merges
+    try:
+        if any(" " in left or " " in right for left, right in merges):
+            merges = [(left.replace(" ", "\u0120"), right.replace(" ", "\u0120")) for left, right in merges]
+        return [f"{left} {right}" for left, right in merges]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{tokenizer.source}: every merge must be two tokens, in one string or a list") from error
+
+
+def _adds(tokenizer: HuggingFace, fields: Mapping[str, Field]) -> dict[str, Field]:
+    """Where only the structure told the pre-tokenizer, whether bos and eos are added is not left to its default."""
+    if tokenizer.adds is not None:
+        flags = tokenizer.adds
+    else:
+        ids = cut_down(tokenizer).encode("").ids
+        bos, eos = (tokenizer.id_of(tokenizer.specials.get(key)) for key in ("bos_token", "eos_token"))
+        flags = (bos is not None and ids[:1] == [bos], eos is not None and ids[-1:] == [eos])
+    return {key: boolean(flag) for key, flag in zip((ADD_BOS, ADD_EOS), flags, strict=True) if key not in fields}

@@ -1,0 +1,116 @@
+"""The small files beside the weights, read within limits: UTF-8, strict JSON, no surprises.
+
+JSON with duplicate keys, NaN or infinities is refused, and so is one that nests deeper than Python's parser goes.
+`at` walks a parsed document without trusting its shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufround.checkpoint.spec import Checkpoint
+from ggufround.errors import InputError
+
+LIMITS = {"tokenizer.json": 128 << 20, "tokenizer.model": 64 << 20, "vocab.json": 64 << 20, "merges.txt": 64 << 20}
+LIMIT = 16 << 20  # bytes, every other file
+
+
+@dataclass(frozen=True)
+class Files:
+    """A checkpoint's tokenizer files, each read once; None stands for a file that is not there."""
+
+    paths: Mapping[str, Path]  # all side files by base name
+    model: Mapping[str, Any]  # config.json
+    tokenizer: dict[str, Any] | None  # tokenizer.json
+    config: dict[str, Any] | None  # tokenizer_config.json
+    specials: dict[str, Any] | None  # special_tokens_map.json
+    added: dict[str, Any] | None  # added_tokens.json
+
+
+def read_files(checkpoint: Checkpoint) -> Files:
+    """InputError for a file that is too large, not UTF-8 or not sound JSON."""
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    return Files(checkpoint.files, checkpoint.config, *(read_json(checkpoint.files, name) for name in names))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file; InputError if it is larger than the limit for its name or cannot be read."""
+    limit = LIMITS.get(path.name, LIMIT)
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > limit:
+        raise InputError(f"{path} is larger than {limit >> 20} MiB, the limit for a {path.name}")
+    return data
+
+
+def read_text(path: Path) -> str:
+    """UTF-8 text with \\n as its only line end."""
+    try:
+        return read_bytes(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read_json(files: Mapping[str, Path], name: str) -> dict[str, Any] | None:
+    """The JSON object in file `name`, None where the checkpoint has no such file."""
+    path = files.get(name)
+    if path is None:
+        return None
+    try:
+        document = json.loads(read_bytes(path).decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not sound JSON: {error or 'nested too deeply'}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} must hold a JSON object, not {type(document).__name__}")
+    return document
+
+
+def at(document: Any, *keys: str | int) -> Any:
+    """The value under a path of keys and indices; None where there is none."""
+    for key in keys:
+        if isinstance(document, dict) and isinstance(key, str):
+            document = document.get(key)
+        elif isinstance(document, list) and isinstance(key, int) and -len(document) <= key < len(document):
+            document = document[key]
+        else:
+            return None
+    return document
+
+
+def items(document: Any, *keys: str | int) -> list[Any]:
+    """The list under a path, empty where there is none."""
+    found = at(document, *keys)
+    return found if isinstance(found, list) else []
+
+
+def steps(document: Any, key: str) -> list[Any]:
+    """The steps of a normalizer or pre-tokenizer, nested sequences laid flat."""
+    if at(document, "type") == "Sequence":
+        return [step for part in items(document, key) for step in steps(part, key)]
+    return [] if document is None else [document]
+
+
+def content(token: Any) -> str | None:
+    """The text of a special token, which the files write as a string or as an object with its flags."""
+    text = at(token, "content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} stands twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

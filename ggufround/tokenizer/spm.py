@@ -1,0 +1,158 @@
+"""SentencePiece vocabularies: tokenizer.model with the added tokens of the files around it.
+
+tokenizer.model is one protobuf message (sentencepiece_model.proto): field 1, repeated, holds a piece (1: text,
+2: score as float32, 3: type). The few wire types are read here directly, since sentencepiece would build its whole
+search structure first, which takes seconds for a large vocabulary. Matched: _create_vocab_sentencepiece of llama.cpp's
+converter, and what its Phi-3 class does differently.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ggufround.errors import InputError
+from ggufround.gguf_file import boolean
+from ggufround.tokenizer.bpe import ADDED_SCORE, TokenType, check_size, looks_special, sentencepiece_fields
+from ggufround.tokenizer.files import Files, at, content, items, read_bytes
+from ggufround.tokenizer.spec import Vocab
+from ggufround.tokenizer.special import special_fields
+
+PAD_SCORE = -10000.0
+ADD_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
+# SentencePiece's types have the same numbers, but llama.cpp writes its user-defined pieces as normal ones
+_TYPES = {1: 1, 2: 2, 3: 3, 4: 1, 5: 5, 6: 6}
+
+
+class Piece(NamedTuple):
+    text: str
+    score: float
+    type: int  # TokenType
+
+
+class _Override(NamedTuple):
+    id: int
+    text: str
+    special: bool
+
+
+def load_spm(files: Files, vocab_size: int | None) -> Vocab | None:
+    """None where there is no tokenizer.model."""
+    return _load(files, vocab_size, phi3=False)
+
+
+def load_gemma(files: Files, vocab_size: int | None) -> Vocab | None:
+    """As `load_spm`; Gemma's text is tokenized without a space in front."""
+    vocab = _load(files, vocab_size, phi3=False)
+    if vocab is None:
+        return None
+    return Vocab(vocab.model, vocab.pre, vocab.size, {**vocab.metadata, ADD_SPACE_PREFIX: boolean(False)}, vocab.notes)
+
+
+def load_phi3(files: Files, vocab_size: int | None) -> Vocab | None:
+    """As `load_spm`, but tokenizer.json's added tokens count too, and only their own flag makes a token special.
+    None for Phi-4, whose tokenizer is GPT-2's."""
+    if at(files.config, "tokenizer_class") == "GPT2Tokenizer":
+        return None
+    return _load(files, vocab_size, phi3=True)
+
+
+def _load(files: Files, vocab_size: int | None, phi3: bool) -> Vocab | None:
+    path = files.paths.get("tokenizer.model")
+    if path is None:
+        return None
+    pieces = list(read_pieces(read_bytes(path), str(path)))
+    size = check_size(vocab_size or len(pieces), str(path))
+    notes = []
+    if len(pieces) > size:
+        notes.append(f"{len(pieces) - size} tokens of {path.name} beyond the model's vocabulary of {size} left out")
+    pieces = pieces[:size] + [Piece(f"[PAD{i}]", PAD_SCORE, TokenType.UNUSED) for i in range(len(pieces), size)]
+    for text, value in (files.added or {}).items():
+        if (number := _number(value, text)) < size:
+            pieces[number] = Piece(text, ADDED_SCORE, TokenType.USER_DEFINED)
+    for override in _overrides(files, phi3):
+        if override.id >= size:
+            continue
+        special = override.special or (not phi3 and looks_special(override.text))
+        text = override.text if special or phi3 else override.text.replace("\u2581", " ")
+        kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
+        pieces[override.id] = Piece(text, ADDED_SCORE, kind)
+    tokens, scores, types = ([piece[i] for piece in pieces] for i in range(3))
+    fields = sentencepiece_fields(tokens, scores, types) | special_fields(files, limit=size)  # type: ignore[arg-type]
+    return Vocab("llama", "default", size, fields, tuple(notes))
+
+
+def _overrides(files: Files, phi3: bool) -> Iterator[_Override]:
+    for key, token in (at(files.config, "added_tokens_decoder") or {}).items():
+        text = content(token)
+        number = int(key) if key.isdecimal() and len(key) < 10 else key
+        if text is None:
+            raise InputError(f"tokenizer_config.json: added token {key} has no content")
+        yield _Override(_number(number, text), text, bool(at(token, "special")))
+    for token in items(files.tokenizer, "added_tokens") if phi3 else []:
+        text = content(token)
+        if text is None:
+            raise InputError("tokenizer.json: an added token has no content")
+        yield _Override(_number(at(token, "id"), text), text, bool(at(token, "special")))
+
+
+def _number(number: object, text: str) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise InputError(f"the added token {text!r} has the id {number!r}; a token id is a whole number from 0")
+    return number
+
+
+def read_pieces(data: bytes, where: str) -> Iterator[Piece]:
+    """The pieces of a tokenizer.model in the order of their ids; InputError where the bytes are no such message."""
+    try:
+        for field, value in _fields(data, 0, len(data)):
+            if field != 1 or not isinstance(value, slice):
+                continue
+            text, score, kind = "", 0.0, 1
+            for part, inner in _fields(data, value.start, value.stop):
+                if part == 1 and isinstance(inner, slice):
+                    text = data[inner].decode("utf-8")
+                elif part == 2 and isinstance(inner, bytes):
+                    (score,) = struct.unpack("<f", inner)
+                elif part == 3 and isinstance(inner, int):
+                    kind = inner
+            yield Piece(text, score, _TYPES[kind])
+    except (IndexError, KeyError, ValueError, struct.error) as error:
+        raise InputError(f"{where} is no sentencepiece model: {error or 'truncated'}") from error
+
+
+def _fields(data: bytes, position: int, stop: int) -> Iterator[tuple[int, int | bytes | slice]]:
+    """(number, value) of each field of a protobuf message: an int, 4 or 8 bytes, or a slice of `data`."""
+    while position < stop:
+        key, position = _varint(data, position)
+        wire = key & 7
+        value: int | bytes | slice
+        if wire == 0:
+            value, position = _varint(data, position)
+        elif wire == 2:
+            size, position = _varint(data, position)
+            value = slice(position, position + size)
+            position += size
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+            value = data[position : position + size]
+            position += size
+        else:
+            raise ValueError(f"wire type {wire}")
+        if position > stop:
+            raise ValueError("a field runs over the end")
+        yield key >> 3, value
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    byte = data[position]
+    if byte < 0x80:
+        return byte, position + 1
+    number = 0
+    for i in range(10):
+        byte = data[position + i]
+        number |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            return number, position + i + 1
+    raise ValueError("a number of more than ten bytes")
