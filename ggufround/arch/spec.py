@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufround.checkpoint.spec import TensorRef
+from ggufround.gguf_file import Field
 
 F32 = NDArray[np.float32]
 
@@ -38,3 +40,79 @@ class Output:
     pieces: tuple[Piece, ...] = ()
     values: F32 | None = None
     float32: bool = False  # llama.cpp's converter always stores it in F32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every tensor of the file, in llama-quantize's order (tensors of no block first, then block by block, by name),
+    and every checkpoint tensor that is left out, with the reason."""
+
+    outputs: tuple[Output, ...]
+    dropped: tuple[tuple[str, str], ...] = ()
+
+
+# config.json with `text_config` merged in, nulls removed and the architecture's defaults laid under it.
+Config = Mapping[str, Any]
+
+
+class Transform(NamedTuple):
+    """A pure function on float32 rows and the number of rows that it must be given at a time."""
+
+    function: Callable[[F32], F32]
+    granule: int = 1
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where a checkpoint tensor goes. Names are full, with their `.weight`; `{i}` is a block, `{e}` an expert.
+
+    Source names are written without the prefixes that `Architecture.prefixes` strips. A source with `{e}` names one
+    matrix an expert and gives one stack [experts, rows, columns]. Several rules with the same destination are
+    alternatives: the first whose source exists counts.
+    """
+
+    source: str
+    to: str
+    shape: str  # the source's shape as names from `SIZES`, row-major: "q embd"; `{e}` sources: of one expert
+    via: Callable[[Config], Transform] | None = None
+    bias: bool = False  # llama.cpp reads an optional `.bias` beside it, of the shape's first size
+    optional: bool = False
+    part: tuple[int, int] = (0, 1)  # the k-th of n equal runs of rows of each matrix
+    trim: bool = False  # rows beyond the shape's first size are left out instead of refused
+
+
+Reader = Callable[[Config], Field | None]
+
+
+class KV(NamedTuple):
+    """A metadata key ("block_count", below the architecture's name) and how its value is read; None is not written."""
+
+    key: str
+    read: Reader
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Checkpoint tensors that llama.cpp does without: a glob over full checkpoint names, and the reason."""
+
+    pattern: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is particular to a family of models. A variant is `dataclasses.replace(OTHER, ...)`."""
+
+    name: str  # general.architecture
+    classes: tuple[str, ...]  # `architectures` in config.json
+    rules: tuple[Rule, ...]
+    kvs: tuple[KV, ...]
+    tokenizers: tuple[str, ...]  # kinds to try in order: "spm", "llama_hf", "bpe"
+    tokenizer_kvs: tuple[KV, ...] = ()  # full keys, laid over those of the vocabulary
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # what transformers assumes where config.json is silent;
+    # a function is called with the config so far
+    computed: tuple[Callable[[Config], tuple[Output, ...]], ...] = ()
+    checks: tuple[Callable[[Config], None], ...] = ()  # raise UnsupportedError for what llama.cpp would get wrong
+    rope_types: tuple[str, ...] = ("default", "linear", "dynamic", "yarn")  # the others would be ignored silently
+    drops: tuple[Drop, ...] = ()  # besides those of every model
+    prefixes: tuple[str, ...] = ("model.", "language_model.", "text_model.")

@@ -1,0 +1,210 @@
+"""From an architecture's rules and a checkpoint's headers to the tensors of the GGUF file.
+
+Pull-based: each output names all its sources, so that none is buffered until a sibling turns up. Every checkpoint
+tensor is used exactly once or dropped with a reason; what remains is refused, since a model that lacks a part of its
+weights runs and is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import partial
+
+from ggufround.arch import rope
+from ggufround.arch.config import flatten, n_expert, n_layer, shape_of
+from ggufround.arch.spec import Architecture, Config, Drop, Layout, Output, Piece, Rule, Transform
+from ggufround.arch.transforms import on_vector
+from ggufround.checkpoint.spec import Checkpoint, TensorRef
+from ggufround.errors import InputError, UnsupportedError
+
+# What no text model of llama.cpp has a place for.
+DROPS = (
+    Drop("*.rotary_emb.inv_freq", "rotary frequencies: computed by llama.cpp"),
+    Drop("*.attention.bias", "causal mask: computed by llama.cpp"),
+    Drop("*.attention.masked_bias", "causal mask: computed by llama.cpp"),
+    *(
+        Drop(f"*.{name}", "scale of activations or of an FP8 key-value cache: llama.cpp quantises those itself")
+        for name in ("k_scale", "v_scale", "input_scale", "activation_scale")
+    ),
+)
+
+# Kinds of tensor that the converter stores in F32 whatever the file's type (conversion/base.py, prepare_tensors).
+FLOAT32 = (
+    "_norm.weight",
+    "altup_correct_coef.weight",
+    "altup_predict_coef.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "indexer.proj.weight",
+    "position_embd.weight",
+    "shortconv.conv.weight",
+    "ssm_conv1d.weight",
+    "ssm_conv1d_k.weight",
+    "ssm_conv1d_q.weight",
+    "ssm_conv1d_v.weight",
+    "time_mix_decay_w1.weight",
+    "time_mix_decay_w2.weight",
+    "time_mix_first.weight",
+    "time_mix_lerp_fused.weight",
+    "time_mix_w1.weight",
+    "time_mix_w2.weight",
+    "token_types.weight",
+)
+
+SHOWN = 6  # names listed in a message
+
+
+def keeps_float32(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether llama.cpp's converter stores the tensor in F32 even in an F16 file."""
+    return len(shape) <= 1 or name.endswith(FLOAT32) or not name.endswith(".weight")
+
+
+def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
+    """The tensors of the GGUF file and where each comes from.
+
+    Raises InputError for a missing tensor and for a shape that does not match config.json, UnsupportedError for
+    tensors that no rule takes and for a config that llama.cpp would run wrongly.
+    """
+    config = flatten(checkpoint.config, arch.defaults)
+    rope.check(arch, config)
+    for check in arch.checks:
+        check(config)
+    drops = (*DROPS, *arch.drops)
+    reasons = {name: reason for name in checkpoint.tensors if (reason := _drop_reason(drops, name)) is not None}
+    sources = _without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
+    made: dict[str, Output] = {}
+    missing: dict[str, str] = {}
+    for rule in _per_block(arch.rules, config):
+        if rule.to in made:
+            continue
+        if (output := _output(rule, config, sources)) is not None:
+            made[rule.to] = output
+        elif not rule.optional:
+            missing.setdefault(rule.to, rule.source)
+    if absent := [source for to, source in missing.items() if to not in made]:
+        raise InputError(
+            f"the checkpoint lacks {len(absent)} tensors that {arch.name} with {n_layer(config)} layers needs: "
+            f"{_some(absent)} (names without their prefix); is a shard missing, or config.json of another model?"
+        )
+    for compute in arch.computed:
+        made |= {output.name: output for output in compute(config)}
+    used = _used_rows(made)
+    if left := [ref.name for ref in sources.values() if ref.name not in used]:
+        raise UnsupportedError(_leftovers(arch, checkpoint, left))
+    trimmed = {
+        name: f"rows from {rows} on: beyond the vocabulary"
+        for name, rows in used.items()
+        if rows < checkpoint.tensors[name].rows
+    }
+    assert trimmed.keys() <= {sources[rule.source].name for rule in arch.rules if rule.trim}, "rules leave rows out"
+    ordered = sorted(made.values(), key=lambda output: _order(output.name))
+    return Layout(tuple(ordered), tuple(sorted((reasons | trimmed).items())))
+
+
+def _drop_reason(drops: tuple[Drop, ...], name: str) -> str | None:
+    return next((drop.reason for drop in drops if fnmatchcase(name, drop.pattern)), None)
+
+
+def _without_prefixes(arch: Architecture, tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
+    """Tensors by the names that rules use. A composite model's text part and a bare model without its head differ from
+    the plain model in prefixes only."""
+    sources: dict[str, TensorRef] = {}
+    for name, ref in tensors.items():
+        short = name
+        while prefix := next((prefix for prefix in arch.prefixes if short.startswith(prefix)), None):
+            short = short.removeprefix(prefix)
+        if short in sources:
+            raise InputError(f"the checkpoint holds both {sources[short].name} and {name}, which are the same tensor")
+        sources[short] = ref
+    return sources
+
+
+def _per_block(rules: tuple[Rule, ...], config: Config) -> Iterator[Rule]:
+    """The rules with `{i}` filled in for every block, and each rule with a bias followed by the bias's own."""
+    blocks = n_layer(config)
+    for rule in rules:
+        for i in range(blocks if "{i}" in rule.to else 1):
+            source, to = (name.replace("{i}", str(i)) for name in (rule.source, rule.to))
+            yield replace(rule, source=source, to=to)
+            if rule.bias:
+                source, to = (name.removesuffix(".weight") + ".bias" for name in (source, to))
+                yield replace(rule, source=source, to=to, shape=rule.shape.split()[0], optional=True)
+
+
+def _output(rule: Rule, config: Config, sources: Mapping[str, TensorRef]) -> Output | None:
+    """The rule's output, or None if its source is not in the checkpoint."""
+    if rule.source.replace("{e}", "0") not in sources:
+        return None
+    expected = shape_of(config, rule.shape)
+    transform = rule.via(config) if rule.via else None
+    if "{e}" not in rule.source:
+        ref = sources[rule.source]
+        pieces, shape = _pieces(rule, ref, expected, transform)
+        return Output(rule.to, shape, pieces, float32=keeps_float32(rule.to, shape))
+    names = [rule.source.replace("{e}", str(e)) for e in range(n_expert(config))]
+    if absent := [name for name in names if name not in sources]:
+        raise InputError(f"the checkpoint lacks {len(absent)} of {len(names)} experts of {rule.to}: {_some(absent)}")
+    experts = [_pieces(rule, sources[name], expected, transform) for name in names]
+    shape = (len(experts), *experts[0][1])
+    return Output(
+        rule.to, shape, tuple(piece for pieces, _ in experts for piece in pieces), float32=keeps_float32(rule.to, shape)
+    )
+
+
+def _pieces(
+    rule: Rule, ref: TensorRef, expected: tuple[int, ...], transform: Transform | None
+) -> tuple[tuple[Piece, ...], tuple[int, ...]]:
+    """The pieces that `rule` takes of one tensor, and their shape together."""
+    longer = rule.trim and len(ref.shape) == len(expected) and ref.shape[0] > expected[0]
+    if ref.shape[longer:] != expected[longer:]:
+        raise InputError(
+            f"{ref.path.name}: tensor {ref.name} has shape {list(ref.shape)}, config.json makes it {list(expected)} "
+            f"({rule.shape})"
+        )
+    via, granule = (transform.function, transform.granule) if transform else (None, 1)
+    if len(expected) == 1:
+        return (Piece(ref, 0, 1, 1, via and partial(on_vector, via)),), expected
+    k, n = rule.part
+    rows = expected[-2] // n
+    assert expected[-2] % n == 0, rule
+    assert rows % granule == 0, rule
+    matrices = 1 if len(expected) == 2 else expected[0]
+    shape = (*expected[:-2], rows, expected[-1])
+    if n == 1:
+        return (Piece(ref, 0, matrices * rows, granule, via),), shape
+    starts = (matrix * expected[-2] + k * rows for matrix in range(matrices))
+    return tuple(Piece(ref, start, rows, granule, via) for start in starts), shape
+
+
+def _used_rows(made: Mapping[str, Output]) -> dict[str, int]:
+    """Rows used of each checkpoint tensor, by its name: from the first on, each once."""
+    runs: dict[str, list[tuple[int, int]]] = {}
+    for output in made.values():
+        for piece in output.pieces:
+            runs.setdefault(piece.source.name, []).append((piece.first, piece.rows))
+    used: dict[str, int] = {}
+    for name, pieces in runs.items():
+        end = 0
+        for first, rows in sorted(pieces):
+            assert first == end, f"rules use row {min(first, end)} of {name} twice or never"
+            end = first + rows
+        used[name] = end
+    return used
+
+
+def _leftovers(arch: Architecture, checkpoint: Checkpoint, left: list[str]) -> str:
+    quantised = checkpoint.config.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+    hint = f"; it is quantised by {method}, which is not supported as a source" if method not in (None, "fp8") else ""
+    return f"{len(left)} tensors of the checkpoint have no place in {arch.name}: {_some(left)}{hint}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _order(name: str) -> tuple[int, str]:
+    block = name.split(".")[1] if name.startswith("blk.") else "-1"
+    return int(block), name

@@ -1,0 +1,44 @@
+"""What happens to weights between a checkpoint and a GGUF file: named pure functions on float32 rows.
+
+RoPE. transformers rotates column j of a head together with column j + d/2 ("half" order); llama.cpp, for the
+architectures of Llama's family, rotates columns 2j and 2j + 1 ("interleaved"). The rows of q and k are therefore
+regrouped head by head, so that both compute the same dot products (`LlamaModel.permute` in conversion/llama.py). The
+other architectures keep the half order, which llama.cpp knows as "neox".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from ggufround.arch.config import head_dim
+from ggufround.arch.spec import F32, Config, Transform
+from ggufround.errors import InputError
+
+
+def interleave_heads(rows: F32, head: int) -> F32:
+    """Rows [k * head, columns]: within each head, row j of the first half is followed by row j of the second."""
+    return rows.reshape(-1, 2, head // 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def add_one(rows: F32) -> F32:
+    """Gemma's norms multiply by 1 + weight; llama.cpp multiplies by what is stored."""
+    return rows + np.float32(1)
+
+
+def on_vector(function: Callable[[F32], F32], vector: F32) -> F32:
+    """Apply a function of rows to a bias, which is read as one row [1, n], as if it were a column [n, 1]."""
+    return function(vector.reshape(-1, 1)).reshape(vector.shape)
+
+
+def interleave_rope(config: Config) -> Transform:
+    head = head_dim(config)
+    if head % 2:
+        raise InputError(f"config.json: heads of {head} columns cannot be rotated in pairs")
+    return Transform(partial(interleave_heads, head=head), head)
+
+
+def norm_plus_one(config: Config) -> Transform:
+    return Transform(add_one)

@@ -1,0 +1,91 @@
+"""Names, shapes, values, F32 tensors and metadata of every tiny checkpoint equal those of llama.cpp's converter.
+
+The goldens are made by tools/make_goldens.py. Where we differ on purpose, DIFFERENCES says where and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiny_models
+from ggufround.arch import Output, find_architecture, metadata, outputs
+from ggufround.arch.spec import F32
+from ggufround.checkpoint.spec import Checkpoint, TensorRef
+from ggufround.gguf_file import Field, Kind
+from tiny import bf16_bits
+
+GOLDENS = Path(__file__).parent / "goldens"
+KINDS = {"UINT32": Kind.U32, "INT32": Kind.I32, "FLOAT32": Kind.F32, "BOOL": Kind.BOOL, "STRING": Kind.STRING}
+
+# (case, key or tensor): what we write instead, and why.
+DIFFERENCES: dict[tuple[str, str], tuple[Any, str]] = {}
+
+
+def golden(name: str) -> dict[str, Any]:
+    return json.loads((GOLDENS / f"{name}.json").read_text())
+
+
+def checkpoint(case: tiny_models.Tiny, parent: Path) -> Checkpoint:
+    """The case's headers, with its small files on disk; no weight is written."""
+    root = parent / case.name
+    root.mkdir()
+    for name, text in case.files.items():
+        (root / name).write_text(text)
+    tensors = {
+        name: TensorRef(name, "BF16", shape, root / "model.safetensors", 0, 2 * int(np.prod(shape)))
+        for name, shape in case.shapes.items()
+    }
+    return Checkpoint(str(root), root, tensors, case.config, {name: root / name for name in case.files})
+
+
+def evaluate(case: tiny_models.Tiny, output: Output) -> F32:
+    """The tensor as float32, one granule at a time, as a slab that is cut anywhere would be read."""
+    if output.values is not None:
+        return output.values
+    parts = []
+    for piece in output.pieces:
+        stored = bf16_bits(tiny_models.weight(case, piece.source.name, piece.source.shape))
+        rows = (stored.astype(np.uint32) << 16).view(np.float32).reshape(piece.source.rows, piece.source.columns)
+        for first in range(piece.first, piece.first + piece.rows, piece.granule):
+            slab = rows[first : first + piece.granule]
+            parts.append(piece.via(slab) if piece.via else slab)
+    return np.concatenate(parts).reshape(output.shape)
+
+
+@pytest.mark.parametrize("case", tiny_models.CASES.values(), ids=lambda case: case.name)
+def test_tensors_equal_the_converters(case: tiny_models.Tiny, tmp_path: Path) -> None:
+    source = checkpoint(case, tmp_path)
+    made = outputs(find_architecture(case.config), source).outputs
+    found = {}
+    for output in made:
+        values = evaluate(case, output)
+        assert values.dtype == np.float32
+        digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+        found[output.name] = ["F32" if output.float32 else "F16", list(output.shape), digest]
+    assert found == golden(case.name)["tensors"]
+
+
+@pytest.mark.parametrize("case", tiny_models.CASES.values(), ids=lambda case: case.name)
+def test_metadata_equals_the_converters(case: tiny_models.Tiny, tmp_path: Path) -> None:
+    found = metadata(find_architecture(case.config), checkpoint(case, tmp_path))
+    expected = {key: field(*entry) for key, entry in golden(case.name)["metadata"].items()}
+    for (name, key), (value, _) in DIFFERENCES.items():
+        if name == case.name:
+            expected[key] = value
+    assert {key: comparable(value) for key, value in found.items()} == expected
+
+
+def field(kind: str, value: Any) -> Field:
+    first, _, item = kind.partition(":")
+    return Field(Kind.ARRAY, value, KINDS[item]) if first == "ARRAY" else Field(KINDS[kind], value)
+
+
+def comparable(field: Field) -> Field:
+    """With a float as the shortest text that gives the same float32."""
+    return field._replace(value=float(str(np.float32(field.value)))) if field.kind == Kind.F32 else field
