@@ -56,6 +56,7 @@ import numpy as np
 from llvmlite import ir
 from numba import extending
 from numba.core import cgutils, types
+from numba.core.errors import TypingError
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 from numpy.typing import DTypeLike, NDArray
@@ -223,7 +224,7 @@ def load(typingctx: Any, array: Any, row: Any) -> Any:
     """LANES elements from flat position LANES * row of a contiguous float32, int32 or uint8 array."""
     lanes = _memory_lanes(array)
     if lanes is None:
-        return None
+        raise TypingError(f"load: {array} is not a contiguous array of float32, int32 or uint8")
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         pointer = _pointer(context, builder, args[0], sig.args[0], args[1], sig.args[1])
@@ -238,7 +239,7 @@ def load(typingctx: Any, array: Any, row: Any) -> Any:
 def store(typingctx: Any, array: Any, row: Any, value: Any) -> Any:
     """Write lanes to flat position LANES * row; an i32 into a uint8 array keeps the low 8 bits."""
     if _memory_lanes(array) != value:
-        return None
+        raise TypingError(f"store: {value} does not go into {array}")
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         pointer = _pointer(context, builder, args[0], sig.args[0], args[1], sig.args[1])
@@ -255,7 +256,7 @@ def broadcast(typingctx: Any, value: Any) -> Any:
     """A scalar in every lane."""
     lanes = f32 if isinstance(value, types.Float) else i32 if isinstance(value, types.Integer) else None
     if lanes is None:
-        return None
+        raise TypingError(f"broadcast: {value} is not a number")
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         return _lift(context, builder, args[0], sig.args[0], lanes)
@@ -268,7 +269,7 @@ def select(typingctx: Any, chosen: Any, a: Any, b: Any) -> Any:
     """chosen ? a : b in every lane."""
     lanes = _common(a, b)
     if chosen != mask or lanes is None:
-        return None
+        raise TypingError(f"select: no choice by {chosen} between {a} and {b}")
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         a, b = (_lift(context, builder, args[k], sig.args[k], lanes) for k in (1, 2))
@@ -281,7 +282,7 @@ def _pick(sign: str) -> Callable[..., Any]:
     def typed(typingctx: Any, a: Any, b: Any) -> Any:
         lanes = _common(a, b)
         if lanes is None or lanes == mask:
-            return None
+            raise TypingError(f"larger or smaller of {a} and {b}")
 
         def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
             a, b = (_lift(context, builder, value, given, lanes) for value, given in zip(args, sig.args, strict=True))
@@ -295,7 +296,7 @@ def _pick(sign: str) -> Callable[..., Any]:
 def _map(given: Lanes, result: Any, emit_value: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Callable[..., Any]:
     def typed(typingctx: Any, value: Any) -> Any:
         if value != given:
-            return None
+            raise TypingError(f"expected {given}, not {value}")
 
         def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
             return emit_value(builder, args[0])
