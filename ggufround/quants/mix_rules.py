@@ -272,9 +272,7 @@ MIXES: dict[str, Mix] = {row.name: row for row in _ROWS}
 # What stands in for a type whose block does not divide the row (tensor_type_fallback); a type that is not here stays.
 # llama.cpp stops at Q1_0 and NVFP4: for these two the choice is ours.
 FALLBACKS: dict[str, str] = {
-    **dict.fromkeys(
-        ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"
-    ),
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
     **dict.fromkeys(("Q1_0", "Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0", "NVFP4"), "Q4_0"),
     "Q4_K": "Q5_0",
     "Q5_K": "Q5_1",

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from ggufround.errors import InputError, UsageError
+from ggufround.ggml_types import GGML_TYPES
 from ggufround.quants.mix_rules import FALLBACKS, MIXES, Mix, ModelFacts, Role, Scene, role_of
-from ggufround.quants.types import KNOWN_TYPES
 
 __all__ = [
     "MIXES", "Choice", "Mix", "ModelFacts", "Overrides", "TensorInfo",
@@ -27,6 +27,9 @@ __all__ = [
 ]  # fmt: skip
 
 FLOATS = ("F32", "F16", "BF16")
+# Weights in a block of each type that a matrix may have: not integers, F64, and the types of activations.
+_NEVER = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
+BLOCKS = {kind.name: kind.block for kind in GGML_TYPES.values() if kind.name not in _NEVER}
 # Tensors that llama-quantize never touches; searched in the name (tensor_allows_quantization).
 _KEPT = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid\.weight|altup|laurel|per_layer_model_proj|ssm_conv1d"
@@ -95,8 +98,8 @@ def mix(name: str) -> Mix:
 
 def type_name(text: str) -> str:
     """The ggml type of that name, as it is written here (capitals). UsageError names the nearest."""
-    if text.upper() not in KNOWN_TYPES:
-        raise UsageError(f"Unknown tensor type {text!r}. {_nearest(text, KNOWN_TYPES)} See `ggufround list types`.")
+    if text.upper() not in BLOCKS:
+        raise UsageError(f"Unknown tensor type {text!r}. {_nearest(text, BLOCKS)} See `ggufround list types`.")
     return text.upper()
 
 
@@ -159,7 +162,7 @@ def assign(
         tensor, role = by_name[name], role_of(name)
         manual = next((kind for gguf, hf, kind in patterns if _matches(tensor, gguf, hf)), None)
         if tensor.float32 or not _is_quantised(tensor, facts.arch, overrides):
-            kept = tensor.source_type if tensor.source_type in KNOWN_TYPES and not tensor.float32 else "F32"
+            kept = tensor.source_type if tensor.source_type in BLOCKS and not tensor.float32 else "F32"
             choices[name] = Choice(kept, "kept")
             continue
         if role is Role.EMBEDDING and overrides.token_embedding_type and not (manual and name.startswith("per_layer_")):
@@ -209,7 +212,7 @@ def _is_stacked(tensor: TensorInfo) -> bool:
 def _output(mix: Mix, tensor: TensorInfo, facts: ModelFacts, overrides: Overrides) -> Choice:
     if overrides.output_tensor_type:  # of a tied embedding
         return Choice(overrides.output_tensor_type, "--output-tensor-type")
-    fits = tensor.shape[-1] % _block(mix.type) == 0
+    fits = tensor.shape[-1] % BLOCKS[mix.type] == 0
     return Choice(mix.output if fits and facts.arch != "falcon" else "Q8_0", "rule")
 
 
@@ -237,17 +240,12 @@ def _by_rule(mix: Mix, scene: Scene) -> Choice:
 
 def _fitted(choice: Choice, columns: int) -> Choice:
     """The choice, or what stands in for it where its block does not divide the row; at last F16."""
-    if columns % _block(choice.type) == 0:
+    if columns % BLOCKS[choice.type] == 0:
         return choice
     kind = FALLBACKS.get(choice.type, choice.type)
-    if columns % _block(kind):
+    if columns % BLOCKS[kind]:
         kind = "F16"
     return Choice(kind, choice.reason, choice.type)
-
-
-def _block(kind: str) -> int:
-    block: int = KNOWN_TYPES[kind][1]
-    return block
 
 
 def needs_imatrix(mix: Mix, name: str, kind: str) -> bool:

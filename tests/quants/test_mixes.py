@@ -10,6 +10,7 @@ import pytest
 
 from ggufround.errors import InputError, UsageError
 from ggufround.quants.mixes import (
+    BLOCKS,
     MIXES,
     NO_OVERRIDES,
     Choice,
@@ -24,7 +25,6 @@ from ggufround.quants.mixes import (
     type_name,
     visiting_order,
 )
-from ggufround.quants.types import KNOWN_TYPES
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens/mixes.json").read_text())
 LLAMA = ModelFacts("llama", 16, 8, 8)
@@ -98,7 +98,7 @@ def test_a_name_an_alias_or_a_number_finds_the_mix():
 def test_every_type_that_a_mix_names_is_a_type():
     for row in MIXES.values():
         named = {row.type, row.output, row.embedding or row.type, *(rule.type for rule in row.rules)}
-        assert named <= KNOWN_TYPES.keys(), row.name
+        assert named <= BLOCKS.keys(), row.name
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
@@ -258,7 +258,8 @@ def test_what_llama_cpp_never_quantises_keeps_its_type():
         "blk.0.attn_q.bias": (2, 256), "blk.0.ffn_down.scale": (8, 2), "blk.0.ffn_up.weight": (1, 256),
         "rope_freqs.weight": (64,), "blk.0.time_mix_w1.weight": (8, 256),
     }  # fmt: skip
-    for source, kept in (("BF16", "BF16"), ("F16", "F16"), ("F32", "F32"), ("F8_E4M3", "F32"), ("Q8_0", "Q8_0")):
+    sources = {"BF16": "BF16", "F16": "F16", "F32": "F32", "F8_E4M3": "F32", "F64": "F32", "Q8_0": "Q8_0"}
+    for source, kept in sources.items():
         found = types("Q4_K_M", [TensorInfo(name, shape, source) for name, shape in names.items()])
         assert found == dict.fromkeys(names, kept)
     found = types("Q4_0", [TensorInfo(name, shape, "BF16", float32=True) for name, shape in names.items()])
@@ -304,4 +305,4 @@ def test_an_importance_matrix_is_needed_where_llama_quantize_needs_it():
 def test_types_that_cannot_be_written_are_named():
     choices = assign(mix("IQ2_XXS"), model(), LLAMA)
     assert missing_types(choices, {"Q2_K", "Q5_K"}) == ["IQ2_XXS"]
-    assert missing_types(choices, KNOWN_TYPES) == []
+    assert missing_types(choices, BLOCKS) == []
