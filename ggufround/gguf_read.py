@@ -247,14 +247,12 @@ def _tensors(
         if name in tensors:
             source.fail(f"tensor {name!r} appears twice")
         if min(shape) == 0 or shape[-1] % kind.block:
-            source.fail(f"tensor {name!r} has the shape {shape}, which {kind.name} in blocks of {kind.block} cannot have")
+            source.fail(f"tensor {name!r} has shape {shape}: {kind.name} wants rows of a multiple of {kind.block}")
         if offset != expected:
             source.fail(f"tensor {name!r} starts at {offset}, not at {expected} where the one before it ends")
         nbytes = prod(shape) // kind.block * kind.nbytes
         if data_offset + offset + nbytes > source.size:
-            source.fail(
-                f"tensor {name!r} ends at byte {data_offset + offset + nbytes}, but the file has {source.size}"
-            )
+            source.fail(f"tensor {name!r} ends at byte {data_offset + offset + nbytes}, but the file has {source.size}")
         tensors[name] = GGUFTensor(name, kind.name, shape, data_offset + offset, nbytes)
         expected = offset + padded(nbytes, alignment)
     return tensors

@@ -41,7 +41,7 @@ class Checkpoint:
     root: Path
     tensors: Mapping[str, TensorRef]
     config: Mapping[str, Any]
-    files: Mapping[str, Path] = field(default_factory=dict)  # tokenizer.json, tokenizer.model, generation_config.json, ...
+    files: Mapping[str, Path] = field(default_factory=dict)  # config.json, tokenizer.json, ...
     metadata: Mapping[str, Field] = field(default_factory=dict)  # a .gguf source's own key-values; empty otherwise
 
     @property
