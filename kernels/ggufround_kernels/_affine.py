@@ -190,8 +190,10 @@ def code_of(v: Any, inverse: Any, shift: Any, levels: Any) -> Any:
 
 
 @kernel
-def least_squares(sum_w: Any, sum_x: Any, sum_l: Any, sum_l2: Any, sum_xl: Any) -> Any:
+def least_squares(sum_w: Any, sum_x: Any, sum_l: Any, sum_l2: Any, sum_xl: Any, floor: Any) -> Any:
     """Best scale and shift (x ~ scale * code - shift, shift >= 0) for given codes, and the energy they explain.
+
+    A floor of -inf instead of 0 lets the shift be negative.
 
     Where the codes do not vary the energy is -1."""
     mean_l = sum_l / sum_w
@@ -201,14 +203,16 @@ def least_squares(sum_w: Any, sum_x: Any, sum_l: Any, sum_l2: Any, sum_xl: Any) 
     shift = (scale * sum_l - sum_x) / sum_w
     energy = covariance * scale + sum_x * sum_x / sum_w
     plain = sum_xl / sum_l2
-    free = shift > 0.0
+    free = shift > floor
     energy = select(free, energy, plain * sum_xl)
     energy = select(variance > sum_l2 * f4(1e-5), energy, -1.0)
     return select(free, scale, plain), select(free, shift, 0.0), energy
 
 
 @kernel
-def search_affine(x: Any, row: Any, w: Any, n: Any, top: Any, start: Any, step: Any, steps: Any, lloyd: Any) -> Any:
+def search_affine(
+    x: Any, row: Any, w: Any, n: Any, top: Any, start: Any, step: Any, steps: Any, lloyd: Any, floor: Any
+) -> Any:
     """Continuous scale and shift of n elements with the sums of weights, of codes and of squared codes."""
     low = load(x, row)
     high = low
@@ -219,7 +223,7 @@ def search_affine(x: Any, row: Any, w: Any, n: Any, top: Any, start: Any, step: 
         high = larger(v, high)
         sum_x += weigh(w, row + i, v)
     sum_w = sum_weights(w, row, n)
-    low = smaller(low, 0.0)
+    low = smaller(low, -floor)
     levels = f4(top)
     extent = high - low
     inverse = select(extent > 0.0, f4(1.0) / extent, 0.0)
@@ -245,7 +249,7 @@ def search_affine(x: Any, row: Any, w: Any, n: Any, top: Any, start: Any, step: 
             sum_l += weighted
             sum_l2 += weighted * code
             sum_xl += weighted * v
-        new_scale, new_shift, energy = least_squares(sum_w, sum_x, sum_l, sum_l2, sum_xl)
+        new_scale, new_shift, energy = least_squares(sum_w, sum_x, sum_l, sum_l2, sum_xl, floor)
         better = energy > best
         best = select(better, energy, best)
         scale = select(better, new_scale, scale)

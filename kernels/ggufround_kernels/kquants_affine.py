@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ggufround_kernels._affine import (
     code_of,
@@ -40,12 +39,11 @@ from ggufround_kernels._lanes import (
     store_floats,
     to_float,
 )
-from ggufround_kernels.codec import F32, U8, Codec, Search
-from ggufround_kernels.rounded import Rounded
+from ggufround_kernels._stages import Layout, Stages, codec
+from ggufround_kernels.codec import F32, Codec
 
 f4 = np.float32
 BLOCK = 256
-CHUNK = 16  # lane groups between two stages: codes of a chunk stay in the cache
 
 
 class Shape(NamedTuple):
@@ -69,43 +67,21 @@ class Shape(NamedTuple):
     o_tries: int
 
 
-class Held(NamedTuple):
-    """What a search hands to a packer, by lanes: rows of LANES values, `groups` or 256 rows a lane group."""
-
-    codes: Any  # uint8
-    d: Any  # float32
-    dmin: Any  # float32
-    scales: Any  # uint8
-    mins: Any  # uint8
-
-
 class Scratch(NamedTuple):
+    """What a search works in, rows of LANES float32."""
+
     x: Any  # 256 rows: weights
     w: Any  # 256 rows: importance, then the weights of the error
-    codes: Any  # 32 rows
-    rows: Any  # 12 x 16 rows: one value a sub-block
+    codes: Any  # 32 rows: codes of a sub-block
+    rows: Any  # 12 times 16 rows: one value a sub-block
+    shape: Shape
 
 
 SCALE, SHIFT, INVERSE, OFFSET, TOTAL, SC, M, SUM_X, SUM_L, SUM_L2, BEST_SC, BEST_M = range(0, 192, 16)
 
 
-def _held(groups: int) -> Held:
-    return Held(
-        aligned((CHUNK * BLOCK, LANES), np.uint8),
-        aligned((CHUNK, LANES), np.float32),
-        aligned((CHUNK, LANES), np.float32),
-        aligned((CHUNK * groups, LANES), np.uint8),
-        aligned((CHUNK * groups, LANES), np.uint8),
-    )
-
-
-def _scratch() -> Scratch:
-    rows = (BLOCK, BLOCK, 32, 192)
-    return Scratch(*(aligned((n, LANES), np.float32) for n in rows))
-
-
 @kernel
-def _load_group(weights: Any, importance: Any, first: Any, count: Any, shape: Any, s: Any) -> None:
+def _load_group(weights: Any, importance: Any, first: Any, count: Any, s: Any) -> None:
     """Weights to s.x; with importance the reference's weights importance * sqrt(sigma2 + x**2) to s.w."""
     load_blocks(weights, first, count, BLOCK, s.x)
     if importance is None:
@@ -119,19 +95,20 @@ def _load_group(weights: Any, importance: Any, first: Any, count: Any, shape: An
     for i in range(BLOCK):
         v = load(s.x, i)
         total += v * v
-    variance = f4(shape.spread) * total / f4(BLOCK)
+    variance = f4(s.shape.spread) * total / f4(BLOCK)
     for i in range(BLOCK):
         v = load(s.x, i)
         store(s.w, i, load(s.w, i) * sqrt(variance + v * v))
 
 
 @kernel
-def _rtn(weights: Any, importance: Any, first: Any, count: Any, shape: Any, held: Held, s: Any) -> None:
+def _rtn(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
     """quantize_row_qX_K_ref without importance, quantize_row_qX_K_impl with it."""
+    shape = s.shape
     n = shape.size
     for g in range((count + LANES - 1) // LANES):
         begin = first + g * LANES
-        _load_group(weights, importance, begin, min(LANES, first + count - begin), shape, s)
+        _load_group(weights, importance, begin, min(LANES, first + count - begin), s)
         high_scale = broadcast(f4(0.0))
         high_low = broadcast(f4(0.0))
         for j in range(shape.groups):
@@ -194,15 +171,16 @@ def _rtn(weights: Any, importance: Any, first: Any, count: Any, shape: Any, held
 
 
 @kernel
-def _opt(weights: Any, importance: Any, first: Any, count: Any, shape: Any, held: Held, s: Any) -> None:
+def _opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
+    shape = s.shape
     n = shape.size
     for g in range((count + LANES - 1) // LANES):
         begin = first + g * LANES
-        _load_group(weights, importance, begin, min(LANES, first + count - begin), shape, s)
+        _load_group(weights, importance, begin, min(LANES, first + count - begin), s)
         if importance is None:
-            d, dmin = _search_super(None, shape, s)
+            d, dmin = _search_super(None, s)
         else:
-            d, dmin = _search_super(s.w, shape, s)
+            d, dmin = _search_super(s.w, s)
         for j in range(shape.groups):
             sc = load(s.rows, BEST_SC + j)
             m = load(s.rows, BEST_M + j)
@@ -218,12 +196,13 @@ def _opt(weights: Any, importance: Any, first: Any, count: Any, shape: Any, held
 
 
 @kernel
-def _search_super(w: Any, shape: Any, s: Any) -> Any:
+def _search_super(w: Any, s: Any) -> Any:
+    shape = s.shape
     n = shape.size
     rows = s.rows
     for j in range(shape.groups):
         scale, shift, sum_w, sum_x, sum_l, sum_l2 = search_affine(
-            s.x, j * n, w, n, shape.top, f4(shape.o_start), f4(shape.o_step), shape.o_steps, shape.o_lloyd
+            s.x, j * n, w, n, shape.top, f4(shape.o_start), f4(shape.o_step), shape.o_steps, shape.o_lloyd, f4(0.0)
         )
         store(rows, SCALE + j, scale)
         store(rows, SHIFT + j, shift)
@@ -290,7 +269,7 @@ def _search_super(w: Any, shape: Any, s: Any) -> Any:
             bx += kept_m * sum_x
             store(rows, SC + j, kept_sc)
             store(rows, M + j, kept_m)
-            scale, shift, energy = least_squares(sum_w, sum_x, new_l, new_l2, new_xl)
+            scale, shift, energy = least_squares(sum_w, sum_x, new_l, new_l2, new_xl, f4(0.0))
             store(rows, SCALE + j, select(energy > 0.0, scale, load(rows, SCALE + j)))
             store(rows, SUM_L + j, new_l)
         better = total < best_error
@@ -402,7 +381,8 @@ def _unpack_super(s: Any, row: Any) -> Any:
 
 
 @kernel
-def _unpack_q2_k(packed: Any, out: Any, s: Any, x: Any, rows: Any) -> None:
+def _unpack_q2_k(packed: Any, out: Any, s: Any) -> None:
+    x = np.empty((BLOCK, LANES), np.float32)
     total = out.size // BLOCK
     for first in range(0, total, LANES):
         count = min(LANES, total - first)
@@ -421,7 +401,9 @@ def _unpack_q2_k(packed: Any, out: Any, s: Any, x: Any, rows: Any) -> None:
 
 
 @kernel
-def _unpack_q45_k(packed: Any, out: Any, s: Any, x: Any, rows: Any) -> None:
+def _unpack_q45_k(packed: Any, out: Any, s: Any) -> None:
+    x = np.empty((BLOCK, LANES), np.float32)
+    rows = np.empty((192, LANES), np.float32)
     total = out.size // BLOCK
     size = packed.size // total
     codes = size - 128
@@ -442,77 +424,12 @@ def _unpack_q45_k(packed: Any, out: Any, s: Any, x: Any, rows: Any) -> None:
         store_floats(x, BLOCK, out, first, count)
 
 
-@kernel
-def _release(held: Any, first: Any, count: Any, groups: Any, codes: Any, d: Any, dmin: Any, scales: Any, mins: Any) -> None:
-    """Held lanes to the flat arrays of a Rounded."""
-    for g in range((count + LANES - 1) // LANES):
-        begin = first + g * LANES
-        lanes = min(LANES, first + count - begin)
-        store_blocks(held.codes[g * BLOCK : (g + 1) * BLOCK], BLOCK, codes, begin, lanes)
-        store_blocks(held.scales[g * groups : (g + 1) * groups], groups, scales, begin, lanes)
-        store_blocks(held.mins[g * groups : (g + 1) * groups], groups, mins, begin, lanes)
-        store_floats(held.d[g : g + 1], 1, d, begin, lanes)
-        store_floats(held.dmin[g : g + 1], 1, dmin, begin, lanes)
 
+def _codec(nbytes: int, shape: Shape, pack: Callable[..., None], unpack: Callable[..., None]) -> Codec:
+    def scratch(weights: F32, importance: F32 | None) -> Scratch:
+        return Scratch(*(aligned((rows, LANES), np.float32) for rows in (BLOCK, BLOCK, 32, 192)), shape)
 
-@kernel
-def _hold(held: Any, first: Any, count: Any, groups: Any, codes: Any, d: Any, dmin: Any, scales: Any, mins: Any) -> None:
-    """The inverse of _release."""
-    for g in range((count + LANES - 1) // LANES):
-        begin = first + g * LANES
-        lanes = min(LANES, first + count - begin)
-        load_bytes(codes, begin, lanes, BLOCK, held.codes[g * BLOCK : (g + 1) * BLOCK])
-        load_bytes(scales, begin, lanes, groups, held.scales[g * groups : (g + 1) * groups])
-        load_bytes(mins, begin, lanes, groups, held.mins[g * groups : (g + 1) * groups])
-        load_blocks(d, begin, lanes, 1, held.d[g : g + 1])
-        load_blocks(dmin, begin, lanes, 1, held.dmin[g : g + 1])
-
-
-_SEARCHES = {"rtn": _rtn, "opt-rtn": _opt}
-
-
-def _codec(nbytes: int, shape: Shape, pack_chunk: Any, unpack_all: Any) -> Codec:
-    def chunks(blocks: int) -> Iterator[tuple[int, int]]:
-        size = CHUNK * LANES
-        return ((first, min(size, blocks - first)) for first in range(0, blocks, size))
-
-    def quantize(weights: F32, importance: F32 | None, search: Search, out: U8) -> None:
-        held, scratch, block = _held(shape.groups), _scratch(), aligned((nbytes, LANES), np.uint8)
-        flat, packed = weights.reshape(-1), out.reshape(-1)
-        for first, count in chunks(weights.size // BLOCK):
-            _SEARCHES[search](flat, importance, first, count, shape, held, scratch)
-            pack_chunk(held, first, count, packed, block)
-
-    def search(weights: F32, importance: F32 | None, search: Search) -> Rounded:
-        rows, n = weights.shape
-        rounded = Rounded(
-            codes=np.empty((rows, n), np.uint8),
-            d=np.empty((rows, n // BLOCK), np.float32),
-            dmin=np.empty((rows, n // BLOCK), np.float32),
-            scales=np.empty((rows, n // shape.size), np.uint8),
-            mins=np.empty((rows, n // shape.size), np.uint8),
-        )
-        held, scratch, flat = _held(shape.groups), _scratch(), weights.reshape(-1)
-        for first, count in chunks(weights.size // BLOCK):
-            _SEARCHES[search](flat, importance, first, count, shape, held, scratch)
-            _release(held, first, count, shape.groups, *_flat(rounded))
-        return rounded
-
-    def pack(rounded: Rounded, out: U8) -> None:
-        held, block = _held(shape.groups), aligned((nbytes, LANES), np.uint8)
-        for first, count in chunks(rounded.codes.size // BLOCK):
-            _hold(held, first, count, shape.groups, *_flat(rounded))
-            pack_chunk(held, first, count, out.reshape(-1), block)
-
-    def unpack(packed: U8, out: F32) -> None:
-        s = _scratch()
-        unpack_all(packed.reshape(-1), out.reshape(-1), aligned((nbytes, LANES), np.uint8), s.x, s.rows)
-
-    return Codec(BLOCK, nbytes, quantize, search, pack, unpack)
-
-
-def _flat(rounded: Rounded) -> list[NDArray[Any]]:
-    return [np.ascontiguousarray(field).reshape(-1) for field in rounded if field is not None]
+    return codec(Layout(BLOCK, nbytes, shape.groups), Stages({"rtn": _rtn, "opt-rtn": _opt}, pack, unpack, scratch))
 
 
 CODECS: dict[str, Codec] = {
