@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ggufround.arch.config import find, n_layer, shown
+from ggufround.arch.config import (
+    find,
+    head_dim,
+    n_embd,
+    n_head,
+    n_layer,
+    optional_integer,
+    optional_number,
+    shown,
+)
 from ggufround.arch.spec import Config
 from ggufround.errors import UnsupportedError
 
@@ -32,5 +41,51 @@ def no_rope_every_fourth_layer(config: Config) -> None:
             f"config.json: no_rope_layers is {shown(stated)} with an interval of {shown(every)}; llama.cpp leaves out "
             "the rotation of every fourth layer, no others"
         )
-    if config.get("use_sliding_window") and config.get("sliding_window") is not None:
-        raise UnsupportedError("config.json: use_sliding_window is true; llama.cpp runs smollm3 with full attention")
+
+
+def sliding_pattern(period: int) -> Callable[[Config], None]:
+    """llama.cpp gives every `period`-th layer full attention and the others a window (`load_swa_pattern`)."""
+
+    def check(config: Config) -> None:
+        stated = config.get("layer_types")
+        every = optional_integer(config, "sliding_window_pattern")
+        expected = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n_layer(config))]
+        if stated is None and every in (None, 1, period):  # 1: no windows at all
+            return
+        if stated not in (expected, ["full_attention"] * n_layer(config) if every == 1 else expected):
+            raise UnsupportedError(
+                f"config.json: layer_types is {shown(stated)} with a sliding_window_pattern of {every}; llama.cpp runs "
+                f"this architecture with full attention in every layer number {period}, a window in the others"
+            )
+
+    return check
+
+
+def query_scale(layers_of_27b: int) -> Callable[[Config], None]:
+    """Gemma: llama.cpp divides scores by the root of head_dim, and for the 27B model (which it knows by its number of
+    layers) by that of the embedding over the heads, whatever query_pre_attn_scalar says."""
+
+    def check(config: Config) -> None:
+        stated = optional_number(config, "query_pre_attn_scalar")
+        scale = n_embd(config) // n_head(config) if n_layer(config) == layers_of_27b else head_dim(config)
+        if stated not in (None, scale):
+            raise UnsupportedError(
+                f"config.json: query_pre_attn_scalar is {stated:g}; llama.cpp runs this model with {scale}, and the "
+                "file cannot say otherwise"
+            )
+
+    return check
+
+
+def fixed(key: str, *allowed: object) -> Callable[[Config], None]:
+    """llama.cpp has a value built in that the file cannot change; None allows for its absence."""
+
+    def check(config: Config) -> None:
+        if config.get(key) not in allowed:
+            values = " or ".join(shown(value) for value in allowed if value is not None) or "nothing"
+            raise UnsupportedError(
+                f"config.json: {key} is {shown(config.get(key, 'absent'))}; llama.cpp runs this architecture with "
+                f"{values}"
+            )
+
+    return check

@@ -39,16 +39,22 @@ MAX_EXPERTS = 1024
 
 
 def flatten(raw: Config, defaults: Config) -> dict[str, Any]:
-    """One level of keys: the nested text model's over the outer ones, over the defaults; nulls count as absent."""
+    """One level of keys without nulls: the nested text model's over the outer ones, over the defaults.
+
+    A default that is a value stands in for an absent key only, as in transformers (null means "none"); one that is a
+    function derives what is absent or null from the rest.
+    """
     merged: dict[str, Any] = {}
     for part in (raw, *(raw.get(name) for name in NESTED)):
         if part is not None and not isinstance(part, Mapping):
             raise InputError(f"config.json: expected an object, found {shown(part)}")
-        merged |= {key: value for key, value in (part or {}).items() if value is not None}
+        merged |= part or {}
     for key, value in defaults.items():
-        if key not in merged and (value := value(merged) if callable(value) else value) is not None:
+        if callable(value) and merged.get(key) is None:
+            merged[key] = value(merged)
+        elif key not in merged:
             merged[key] = value
-    return merged
+    return {key: value for key, value in merged.items() if value is not None}
 
 
 def shown(value: object) -> str:

@@ -109,10 +109,11 @@ def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None =
     return fields | {key: field for key, field in read.items() if field is not None}
 
 
-def tokenizer_metadata(arch: Architecture, checkpoint: Checkpoint) -> dict[str, Field]:
-    """`tokenizer.*` fields that the architecture dictates; they are laid over those of the vocabulary."""
+def tokenizer_metadata(arch: Architecture, checkpoint: Checkpoint, kind: str) -> dict[str, Field]:
+    """`tokenizer.*` fields that the architecture dictates for a tokenizer of `kind` (one of `arch.tokenizers`); they
+    are laid over those of the vocabulary."""
     config = flatten(checkpoint.config, arch.defaults)
-    read = {kv.key: kv.read(config) for kv in arch.tokenizer_kvs}
+    read = {kv.key: kv.read(config) for kv in arch.tokenizer_kvs.get(kind, ())}
     return {key: field for key, field in read.items() if field is not None}
 
 

@@ -61,7 +61,10 @@ def parameters(config: Config) -> dict[str, Any]:
 def full(config: Config) -> dict[str, Any]:
     """The parameters of the layers with full attention."""
     rope = parameters(config)
-    return _section(FULL, rope[FULL]) if FULL in rope else rope
+    if FULL not in rope:
+        return rope
+    theta = find(config, ROPE_THETA)
+    return ({"rope_theta": theta[1]} if theta else {}) | _section(FULL, rope[FULL])
 
 
 def rope_type(config: Config) -> str:

@@ -108,9 +108,10 @@ class Architecture:
     rules: tuple[Rule, ...]
     kvs: tuple[KV, ...]
     tokenizers: tuple[str, ...]  # kinds to try in order: "spm", "llama_hf", "bpe"
-    tokenizer_kvs: tuple[KV, ...] = ()  # full keys, laid over those of the vocabulary
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # what transformers assumes where config.json is silent;
-    # a function is called with the config so far
+    # Full keys laid over those of the vocabulary, by the kind of tokenizer that it turned out to be.
+    tokenizer_kvs: Mapping[str, tuple[KV, ...]] = field(default_factory=dict)
+    # What transformers assumes where config.json is silent; a function is called with the config so far.
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     computed: tuple[Callable[[Config], tuple[Output, ...]], ...] = ()
     checks: tuple[Callable[[Config], None], ...] = ()  # raise UnsupportedError for what llama.cpp would get wrong
     rope_types: tuple[str, ...] = ("default", "linear", "dynamic", "yarn")  # the others would be ignored silently

@@ -1,0 +1,55 @@
+"""Phi-3 and Phi-4: q, k and v in one matrix, gate and up in one, and both stay so.
+
+Sources: `Phi3MiniModel` in conversion/phi.py for names, values and metadata; src/models/phi3.cpp for what is read.
+"""
+
+from __future__ import annotations
+
+from ggufround.arch import rope
+from ggufround.arch.checks import activation
+from ggufround.arch.config import N_EMBD, N_FF, N_HEAD, N_HEAD_KV, n_head, n_layer, optional_integer
+from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD, NORMS
+from ggufround.arch.metadata import count, real
+from ggufround.arch.spec import KV, Architecture, Rule
+from ggufround.gguf_file import u32
+
+PHI3 = Architecture(
+    name="phi3",
+    classes=("Phi3ForCausalLM",),
+    rules=(
+        *ENDS,
+        *NORMS,
+        Rule("layers.{i}.self_attn.qkv_proj.weight", "blk.{i}.attn_qkv.weight", "qkv embd", bias=True),
+        ATTENTION[3],
+        Rule("layers.{i}.mlp.gate_up_proj.weight", "blk.{i}.ffn_up.weight", "2ff embd"),
+        FEED_FORWARD[2],
+    ),
+    kvs=(
+        KV("rope.scaling.attn_factor", rope.longrope_attention_factor),
+        KV("context_length", count("n_positions", "max_position_embeddings")),
+        KV("rope.scaling.original_context_length", rope.original_context_length),
+        KV("embedding_length", count(*N_EMBD)),
+        KV("feed_forward_length", count(*N_FF)),
+        KV("block_count", lambda config: u32(n_layer(config))),
+        KV("attention.head_count", count(*N_HEAD)),
+        KV("attention.head_count_kv", count(*N_HEAD_KV)),
+        KV("attention.layer_norm_rms_epsilon", real("rms_norm_eps")),
+        KV("rope.dimension_count", lambda config: u32(rope.rotated(config))),
+        KV("rope.freq_base", rope.freq_base),
+        # 0 tells Phi-4 from the others
+        KV("attention.sliding_window", lambda config: u32(optional_integer(config, "sliding_window") or 0)),
+    ),
+    tokenizers=("spm", "bpe"),
+    defaults={
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "num_key_value_heads": n_head,
+    },
+    computed=(rope.longrope_factors,),
+    checks=(activation("silu", "swish"),),
+    rope_types=("default", "longrope"),
+)
+
+FAMILY = (PHI3,)

@@ -1,0 +1,89 @@
+"""Qwen 2, Qwen 3 and Qwen 3's mixtures of experts. Heads keep transformers' order of rotation.
+
+Sources: conversion/qwen.py for names, values and metadata; src/models/qwen*.cpp for what llama.cpp reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ggufround.arch.checks import activation, fixed
+from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD, NORMS
+from ggufround.arch.metadata import COMMON, count_if_stated
+from ggufround.arch.spec import KV, Architecture, Rule
+
+HEAD_NORMS = (
+    Rule("layers.{i}.self_attn.q_norm.weight", "blk.{i}.attn_q_norm.weight", "head"),
+    Rule("layers.{i}.self_attn.k_norm.weight", "blk.{i}.attn_k_norm.weight", "head"),
+)
+EXPERTS = (
+    Rule("layers.{i}.mlp.gate.weight", "blk.{i}.ffn_gate_inp.weight", "experts embd"),
+    Rule("layers.{i}.mlp.experts.{e}.gate_proj.weight", "blk.{i}.ffn_gate_exps.weight", "expert_ff embd"),
+    Rule("layers.{i}.mlp.experts.{e}.up_proj.weight", "blk.{i}.ffn_up_exps.weight", "expert_ff embd"),
+    Rule("layers.{i}.mlp.experts.{e}.down_proj.weight", "blk.{i}.ffn_down_exps.weight", "embd expert_ff"),
+)
+# The same where the checkpoint holds the stacks that transformers 5 keeps in memory.
+STACKED = (
+    Rule(
+        "layers.{i}.mlp.experts.gate_up_proj",
+        "blk.{i}.ffn_gate_exps.weight",
+        "experts 2expert_ff embd",
+        part=(0, 2),
+    ),
+    Rule(
+        "layers.{i}.mlp.experts.gate_up_proj",
+        "blk.{i}.ffn_up_exps.weight",
+        "experts 2expert_ff embd",
+        part=(1, 2),
+    ),
+    Rule("layers.{i}.mlp.experts.down_proj", "blk.{i}.ffn_down_exps.weight", "experts embd expert_ff"),
+)
+
+QWEN2 = Architecture(
+    name="qwen2",
+    classes=("Qwen2ForCausalLM", "Qwen2Model"),
+    rules=(*ENDS, *NORMS, *ATTENTION, *FEED_FORWARD),
+    kvs=COMMON,
+    tokenizers=("spm", "bpe"),
+    defaults={
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "num_key_value_heads": 32,
+    },
+    checks=(activation("silu", "swish"),),
+)
+
+# Queries and keys are normalised head by head, and heads have a size of their own.
+QWEN3 = replace(
+    QWEN2,
+    name="qwen3",
+    classes=("Qwen3ForCausalLM", "Qwen3Model"),
+    rules=(*QWEN2.rules, *HEAD_NORMS),
+    defaults={**QWEN2.defaults, "head_dim": 128},
+)
+
+# A router and experts in place of the feed-forward part, in every layer.
+QWEN3MOE = replace(
+    QWEN3,
+    name="qwen3moe",
+    classes=("Qwen3MoeForCausalLM",),
+    rules=(*ENDS, *NORMS, *ATTENTION, *HEAD_NORMS, *EXPERTS, *STACKED),
+    kvs=(*COMMON, KV("expert_feed_forward_length", count_if_stated("moe_intermediate_size"))),
+    tokenizers=("bpe",),
+    defaults={
+        **QWEN2.defaults,
+        "num_key_value_heads": 4,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": False,
+    },
+    checks=(
+        *QWEN2.checks,
+        fixed("norm_topk_prob", True),
+        fixed("decoder_sparse_step", None, 1),
+        fixed("mlp_only_layers", None, []),
+    ),
+)
+
+FAMILY = (QWEN2, QWEN3, QWEN3MOE)
