@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -170,7 +171,7 @@ def _find_scales(work: Work, journal: Journal, threads: int) -> None:
         work.scales[name] = np.array([nvfp4_global_scale(v) for v in values], np.float32)
         for target, sink in zip(work.plan.targets, work.sinks, strict=True):
             if name in target.scaled:
-                sink.write(scale_name(name), 0, work.scales[name])
+                sink.write(scale_name(name), 0, work.scales[name].data)
 
 
 def _verify(work: Work, journal: Journal, threads: int) -> list[dict[str, str]]:
@@ -223,12 +224,11 @@ def map_threads(function: Callable[[T], U], items: list[T], threads: int) -> Ite
             yield item, function(item)
         return
     waiting: deque[tuple[T, Future[U]]] = deque()
-    rest = iter(items)
+    rest, room = iter(items), AHEAD * threads
     with ThreadPoolExecutor(threads) as pool:
         try:
             while True:
-                while len(waiting) < AHEAD * threads and (item := next(rest, None)) is not None:
-                    waiting.append((item, pool.submit(function, item)))
+                waiting.extend((item, pool.submit(function, item)) for item in islice(rest, room - len(waiting)))
                 if not waiting:
                     return
                 item, future = waiting.popleft()

@@ -18,6 +18,7 @@ from typing import Any
 from ggufround import arch
 from ggufround.arch.spec import Output, Piece
 from ggufround.checkpoint import open_checkpoint
+from ggufround.checkpoint.reading import check_readable
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
 from ggufround.errors import InputError, UsageError
 from ggufround.gguf_file import Field, Kind, array, string, u32
@@ -36,7 +37,7 @@ from ggufround.quants.mixes import mix as mix_named
 from ggufround.quants.spec import QuantType
 from ggufround.quants.types import QUANT_TYPES
 from ggufround.recipes import Recipe, recipe
-from ggufround.tokenizer import load_vocab
+from ggufround.tokenizer.load import load_vocab
 from ggufround.version import __version__
 
 SLAB = 1 << 20  # weights
@@ -117,6 +118,10 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
     notes += _remarks(outputs, targets, importance)
     name = str(metadata["general.architecture"].value)
     plan = Plan(checkpoint, name, outputs, dropped, targets, chosen, importance, notes)
+    for output in outputs:
+        if not is_copy(plan, output):
+            for piece in output.pieces:
+                check_readable(piece.source)
     if importance is not None:
         _check_importance(plan, importance)
     return plan
@@ -141,6 +146,13 @@ def slab_rows(output: Output, piece: Piece) -> int:
     return max(1, SLAB // (output.shape[-1] * piece.granule)) * piece.granule
 
 
+def is_copy(plan: Plan, output: Output) -> bool:
+    """Whether all targets keep the source's own quantised or integer bytes: those are copied, not rounded again."""
+    kept = {p.source.dtype for p in output.pieces if p.via is None and p.source.scale is None}
+    wanted = {t.types[output.name].name for t in plan.targets}
+    return bool(output.pieces) and kept == wanted and not wanted & {"F32", "F16", "BF16"}
+
+
 def _mixes(names: tuple[str, ...]) -> tuple[Mix, ...]:
     found = tuple(map(mix_named, names))
     if not found:
@@ -158,9 +170,11 @@ def _contents(
     if checkpoint.is_gguf:
         return _gguf_contents(checkpoint)
     architecture = arch.find_architecture(checkpoint.config, options.arch)
-    vocab = load_vocab(checkpoint, architecture.tokenizer, options.pre, arch.vocab_size(architecture, checkpoint))
     layout = arch.outputs(architecture, checkpoint)
-    metadata = arch.metadata(architecture, checkpoint) | dict(vocab.metadata)
+    rows = next((o.shape[0] for o in layout.outputs if o.name == "token_embd.weight"), None)
+    vocab = load_vocab(checkpoint, architecture.tokenizers, options.pre, rows)
+    metadata = arch.metadata(architecture, checkpoint, layout)
+    metadata |= dict(vocab.metadata) | arch.tokenizer_metadata(architecture, checkpoint)
     return layout.outputs, layout.dropped, metadata, tuple(vocab.notes)
 
 

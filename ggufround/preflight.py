@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufround import measure
+from ggufround.checkpoint.reading import scratch_bytes
 from ggufround.errors import OutputError, UsageError
 from ggufround.formats.gguf import Layout
 from ggufround.planning import Plan, Slab
@@ -66,8 +67,7 @@ def workspace_bytes(plan: Plan, slabs: tuple[Slab, ...]) -> tuple[int, int, int]
         columns = output.shape[-1]
         weights = max(weights, slab.rows * columns * 4)
         if slab.piece is not None:
-            source = output.pieces[slab.piece].source
-            raw = max(raw, -(-source.nbytes // max(1, source.rows)) * slab.rows)
+            raw = max(raw, scratch_bytes(output.pieces[slab.piece].source, slab.rows))
         packed = max(packed, *(slab.rows * t.types[output.name].row_bytes(columns) for t in plan.targets))
     return raw, weights, packed
 

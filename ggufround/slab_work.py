@@ -21,7 +21,7 @@ from ggufround.checkpoint.reading import Reader
 from ggufround.errors import WeightError
 from ggufround.formats.gguf import GGUFSink
 from ggufround.journal import Done
-from ggufround.planning import Plan, Slab, Target
+from ggufround.planning import Plan, Slab, Target, is_copy
 from ggufround.preflight import workspace_bytes
 from ggufround_kernels import absmax, first_nonfinite
 
@@ -85,9 +85,9 @@ def convert_slab(work: Work, index: int) -> Done:
         crcs = []
         for target, sink in zip(work.plan.targets, work.sinks, strict=True):
             if weights is None:
-                rows = np.frombuffer(raw, np.uint8)
+                rows = raw
             else:
-                rows = _packed(work, slab, output, target, weights, space.packed)
+                rows = _packed(work, slab, output, target, weights, space.packed).data
             sink.write(output.name, slab.first, rows)
             crcs.append(zlib.crc32(rows))
     return Done(index, source, tuple(crcs))
@@ -118,7 +118,7 @@ def read_slab(work: Work, index: int, space: Workspace) -> tuple[NDArray[np.floa
     if slab.piece is None:
         assert output.values is not None
         weights[:] = output.values.reshape(-1, columns)[slab.first : slab.first + slab.rows]
-        return weights, memoryview(weights).cast("B")
+        return weights, weights.data.cast("B")
     piece = output.pieces[slab.piece]
     row = piece.first + slab.first - sum(p.rows for p in output.pieces[: slab.piece])
     if is_copy(work.plan, output):
@@ -134,13 +134,6 @@ def read_slab(work: Work, index: int, space: Workspace) -> tuple[NDArray[np.floa
             f"damaged and cannot be rounded; OUT.partial is kept"
         )
     return weights, raw
-
-
-def is_copy(plan: Plan, output: Output) -> bool:
-    """Whether all targets keep the source's own quantised or integer bytes."""
-    kept = {p.source.dtype for p in output.pieces if p.via is None and p.source.scale is None}
-    wanted = {t.types[output.name].name for t in plan.targets}
-    return bool(output.pieces) and kept == wanted and not wanted & {"F32", "F16", "BF16"}
 
 
 def _packed(

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """All that CI checks besides the tests: ruff, mypy, the direction of imports, the flags of jitted functions.
 
-    python tools/check.py
+python tools/check.py
 """
 
 from __future__ import annotations

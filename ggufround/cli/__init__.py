@@ -9,8 +9,11 @@ import sys
 
 import typer
 
-from ggufround.cli import convert, inspect, listing, verify
+from ggufround.cli.convert import convert_command, plan_command
+from ggufround.cli.inspect import inspect_command
+from ggufround.cli.listing import list_command
 from ggufround.cli.show import complain
+from ggufround.cli.verify import verify_command
 from ggufround.errors import GgufroundError
 
 app = typer.Typer(
@@ -21,11 +24,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("convert")(convert.convert_command)
-app.command("plan")(convert.plan_command)
-app.command("inspect")(inspect.inspect_command)
-app.command("verify")(verify.verify_command)
-app.command("list")(listing.list_command)
+app.command("convert")(convert_command)
+app.command("plan")(plan_command)
+app.command("inspect")(inspect_command)
+app.command("verify")(verify_command)
+app.command("list")(list_command)
 
 
 def main() -> None:

@@ -74,7 +74,8 @@ def verify(path: Path, source: str | None = None, threads: int = 1) -> Verified:
     checked = dict(map_threads(partial(_check, tensors), list(tensors), threads))
     data = _compare(metadata, "ggufround.data_sha256", fold({n: digest for n, (digest, _) in checked.items()}))
     damaged = tuple(n for n, (_, finite) in checked.items() if not finite)
-    found, errors = "no source was given", ()
+    found = "no source was given"
+    errors: tuple[TensorError, ...] = ()
     if source is not None:
         digest, errors = _against(source, tensors, threads)
         found = _compare(metadata, "ggufround.source.weights_sha256", digest)

@@ -15,9 +15,6 @@ from math import prod
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ggufround.errors import InputError, OutputError, UsageError
 from ggufround.gguf_file import MAX_NAME, Field, Header, Kind, TensorInfo, encode_header, padded
 from ggufround.planning import Plan, Target
@@ -25,7 +22,7 @@ from ggufround.quants.mixes import visiting_order
 from ggufround.quants.spec import QuantType
 from ggufround.quants.types import QUANT_TYPES
 
-Buffer = bytes | memoryview | NDArray[np.uint8]
+Buffer = bytes | memoryview
 
 
 @dataclass(frozen=True)
