@@ -54,6 +54,14 @@ CLASSES = {
     "Qwen2Tokenizer": _QWEN2,
 }
 
+# AutoTokenizer's choice by model_type where no file names a class
+MODEL_CLASSES = {
+    "llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "mixtral": "LlamaTokenizer", "phi3": "LlamaTokenizer",
+    "qwen2": "Qwen2Tokenizer", "qwen2_moe": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "qwen3_moe": "Qwen2Tokenizer",
+    "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer", "gemma3": "GemmaTokenizer", "gemma3_text": "GemmaTokenizer",
+    "granite": "GPT2Tokenizer", "granitemoe": "GPT2Tokenizer", "gpt2": "GPT2Tokenizer", "olmo2": "GPTNeoXTokenizer",
+}  # fmt: skip
+
 # transformers' own converters from the slow classes: normalizer and pre-tokenizer of a bare vocab.json
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 _QWEN2_SPLIT = (
@@ -101,8 +109,9 @@ class HuggingFace:
 def load_hugging_face(files: Files) -> HuggingFace | None:
     """None where there is neither tokenizer.json nor vocab.json with merges.txt."""
     config = files.config or {}
-    name = str(config.get("tokenizer_class") or "").removesuffix("Fast")
-    row = CLASSES.get(name, _OTHER)
+    name = config.get("tokenizer_class") or files.model.get("tokenizer_class")
+    name = name or MODEL_CLASSES.get(str(files.model.get("model_type")))
+    row = CLASSES.get(str(name).removesuffix("Fast"), _OTHER)
     document = files.tokenizer
     source = files.paths.get("tokenizer.json") or files.paths.get("vocab.json")
     if document is None:
@@ -179,8 +188,7 @@ def _id(number: Any, token: str, source: Path) -> int:
 
 def _from_bare_files(files: Files, row: TokenizerClass) -> dict[str, Any]:
     """What convert_slow_tokenizer makes of vocab.json and merges.txt."""
-    kind = row.files or ("qwen2" if str(files.model.get("model_type", "")).startswith("qwen") else "gpt2")
-    normalizer, pre_tokenizer = BARE[kind]
+    normalizer, pre_tokenizer = BARE[row.files or "gpt2"]
     lines = read_text(files.paths["merges.txt"]).split("\n")
     merges = [pair for line in lines if not line.startswith("#version") and len(pair := line.split()) == 2]
     return {

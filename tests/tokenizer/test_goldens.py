@@ -1,0 +1,49 @@
+"""Every tiny tokenizer against what llama.cpp's converter wrote for it (tools/make_tokenizer_goldens.py)."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_tokenizers import CASES
+
+from ggufround.tokenizer import load_vocab
+from ggufround.tokenizer.files import read_files
+from ggufround.tokenizer.hugging_face import load_hugging_face
+from ggufround.tokenizer.pretokenizers import fingerprint, fingerprinted
+
+GOLDENS = json.loads((Path(__file__).parent / "goldens.json").read_text())
+PRE = "tokenizer.ggml.pre"
+
+
+def digest(value: Any) -> Any:
+    text = json.dumps(value)
+    return value if len(text) < 200 else "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_metadata_is_what_the_converter_writes(name: str, tmp_path: Path) -> None:
+    case, golden = CASES[name], dict(GOLDENS[name])
+    checkpoint = case.checkpoint(tmp_path)
+    vocab = load_vocab(checkpoint, case.order, case.pre)
+    ours = {key: [int(field.kind), digest(field.value)] for key, field in vocab.metadata.items()}
+    if vocab.model == "gpt2":  # where llama.cpp would give up, the golden holds the fingerprint itself
+        tokenizer = load_hugging_face(read_files(checkpoint))
+        assert tokenizer is not None
+        ids, how = fingerprinted(tokenizer)[0]
+        assert how is None
+        assert [int(vocab.metadata[PRE].kind), fingerprint(ids)] == golden[PRE]
+        golden[PRE] = ours[PRE]
+        added = {key for key in ours if key not in golden}  # said aloud where only the structure is known
+        assert added <= {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"}
+        ours = {key: value for key, value in ours.items() if key not in added}
+    names = "tokenizer.chat_templates"
+    if names in golden:
+        golden[names][1].sort()  # llama.cpp writes the names in the order of a set
+    assert list(ours.items()) == list(golden.items())
+    assert vocab.size == len(vocab.metadata["tokenizer.ggml.tokens"].value)
+
+
+def test_every_case_has_a_golden() -> None:
+    assert GOLDENS.keys() == CASES.keys()
