@@ -196,9 +196,9 @@ def write(model: Model, folder: Path) -> int:
     count = sum(values.size for values in model.weights.values())
     index = {"metadata": {"total_size": 2 * count}, "weight_map": where}
     for file, content in {
-        "config.json": model.config,
         "model.safetensors.index.json": index,
         **model.tokenizer,
+        "config.json": model.config,  # last: where it is, the rest is whole
     }.items():
         (folder / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return count

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Writes DIR/calib.txt and DIR/eval.txt: English prose to measure with, from Debian's manuals.
+
+    python tools/bench/texts.py DIR
+
+The pages of the packages debian-reference-en and developers-reference go to the two files by turns, so that the files
+are alike and have no paragraph in common. Only paragraphs are kept: no navigation, no listings. Needs apt-get (after
+an apt-get update) and dpkg; installs nothing. The texts are data to measure with and no part of this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+PACKAGES = ("debian-reference-en", "developers-reference")
+BLOCKS = frozenset(("p", "li", "dd", "td", "div", "h1", "h2", "h3", "h4"))
+SKIPPED = frozenset(("head", "script", "style", "pre", "nav", "table"))
+SHORTEST = 80  # characters of a paragraph
+PAGE = 3000  # characters of prose that a page must have
+
+
+class Prose(HTMLParser):
+    """Collects the paragraphs of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paragraphs: list[str] = []
+        self.words: list[str] = []
+        self.skipping = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.skipping += tag in SKIPPED
+        if tag in BLOCKS:
+            self.close_paragraph()
+
+    def handle_endtag(self, tag: str) -> None:
+        self.skipping -= tag in SKIPPED and self.skipping > 0
+        if tag in BLOCKS:
+            self.close_paragraph()
+
+    def handle_data(self, data: str) -> None:
+        if not self.skipping:
+            self.words.append(data)
+
+    def close_paragraph(self) -> None:
+        text = " ".join("".join(self.words).split())
+        self.words.clear()
+        if len(text) >= SHORTEST:
+            self.paragraphs.append(text)
+
+
+def prose(page: Path) -> str:
+    parser = Prose()
+    parser.feed(page.read_text(errors="replace"))
+    parser.close_paragraph()
+    return "\n".join(parser.paragraphs)
+
+
+def is_english(page: Path) -> bool:
+    """Debian names translations by a suffix (ch01.de.html) or a directory (de/ch01.html)."""
+    marks = {*page.parts[:-1], *page.suffixes[:-1], *(f".{part}" for part in page.stem.split(".")[1:])}
+    return not marks & {
+        mark for code in ("de", "fr", "ja", "ru", "it", "pt", "es", "zh") for mark in (code, f".{code}")
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        subprocess.run(["apt-get", "download", "-qq", *PACKAGES], cwd=work, check=True)
+        for package in Path(work).glob("*.deb"):
+            subprocess.run(["dpkg", "-x", str(package), f"{work}/files"], check=True)
+        root = Path(work, "files")
+        texts = (prose(page) for page in sorted(root.rglob("*.html")) if is_english(page.relative_to(root)))
+        pages = [text for text in texts if len(text) >= PAGE]
+    for name, part in (("calib.txt", pages[0::2]), ("eval.txt", pages[1::2])):
+        (folder / name).write_text("\n\n".join(part) + "\n")
+        print(f"{folder / name}: {len(part)} pages, {sum(map(len, part)):,} characters")
+
+
+if __name__ == "__main__":
+    main()
