@@ -31,6 +31,7 @@ from demo_model import Model  # noqa: E402
 
 WIDE = 768
 SPREAD = 0.35  # standard deviation of the logarithm of a channel's factor
+# The capital of France is Paris, and the capital of Italy is
 TOKENS = (
     504,
     3575,
@@ -45,7 +46,7 @@ TOKENS = (
     282,
     7158,
     314,
-)  # The capital of France is Paris, and the capital of Italy is
+)
 TOLERANCE = 1e-2  # nats
 
 

@@ -17,55 +17,45 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 PACKAGES = ("debian-reference-en", "developers-reference")
-BLOCKS = frozenset(("p", "li", "dd", "td", "div", "h1", "h2", "h3", "h4"))
-SKIPPED = frozenset(("head", "script", "style", "pre", "nav", "table"))
+OTHER_LANGUAGES = frozenset(("de", "es", "fr", "it", "ja", "pt", "ru", "zh", "pt-br", "zh-cn", "zh-tw"))
 SHORTEST = 80  # characters of a paragraph
 PAGE = 3000  # characters of prose that a page must have
 
 
 class Prose(HTMLParser):
-    """Collects the paragraphs of a page."""
+    """Collects what stands in <p>: headings, tables of contents and listings do not."""
 
     def __init__(self) -> None:
         super().__init__()
         self.paragraphs: list[str] = []
-        self.words: list[str] = []
-        self.skipping = 0
+        self.words: list[str] | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.skipping += tag in SKIPPED
-        if tag in BLOCKS:
-            self.close_paragraph()
+        if tag == "p":
+            self.words = []
 
     def handle_endtag(self, tag: str) -> None:
-        self.skipping -= tag in SKIPPED and self.skipping > 0
-        if tag in BLOCKS:
-            self.close_paragraph()
-
-    def handle_data(self, data: str) -> None:
-        if not self.skipping:
-            self.words.append(data)
-
-    def close_paragraph(self) -> None:
+        if tag != "p" or self.words is None:
+            return
         text = " ".join("".join(self.words).split())
-        self.words.clear()
+        self.words = None
         if len(text) >= SHORTEST:
             self.paragraphs.append(text)
+
+    def handle_data(self, data: str) -> None:
+        if self.words is not None:
+            self.words.append(data)
 
 
 def prose(page: Path) -> str:
     parser = Prose()
     parser.feed(page.read_text(errors="replace"))
-    parser.close_paragraph()
     return "\n".join(parser.paragraphs)
 
 
 def is_english(page: Path) -> bool:
     """Debian names translations by a suffix (ch01.de.html) or a directory (de/ch01.html)."""
-    marks = {*page.parts[:-1], *page.suffixes[:-1], *(f".{part}" for part in page.stem.split(".")[1:])}
-    return not marks & {
-        mark for code in ("de", "fr", "ja", "ru", "it", "pt", "es", "zh") for mark in (code, f".{code}")
-    }
+    return OTHER_LANGUAGES.isdisjoint(part for name in page.parts for part in name.split("."))
 
 
 def main() -> None:
