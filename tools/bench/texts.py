@@ -47,10 +47,13 @@ class Prose(HTMLParser):
             self.words.append(data)
 
 
-def prose(page: Path) -> str:
+def prose(page: Path, seen: set[str]) -> str:
+    """The paragraphs of a page that are not in `seen`; they are added to it."""
     parser = Prose()
     parser.feed(page.read_text(errors="replace"))
-    return "\n".join(parser.paragraphs)
+    fresh = [text for text in dict.fromkeys(parser.paragraphs) if text not in seen]
+    seen.update(fresh)
+    return "\n".join(fresh)
 
 
 def is_english(page: Path) -> bool:
@@ -68,8 +71,10 @@ def main() -> None:
         for package in Path(work).glob("*.deb"):
             subprocess.run(["dpkg", "-x", str(package), f"{work}/files"], check=True)
         root = Path(work, "files")
-        texts = (prose(page) for page in sorted(root.rglob("*.html")) if is_english(page.relative_to(root)))
-        pages = [text for text in texts if len(text) >= PAGE]
+        seen: set[str] = set()
+        found = (page for page in sorted(root.rglob("*.html")) if is_english(page.relative_to(root)))
+        texts = [prose(page, seen) for page in found if page.stem != page.parent.name]  # not the one-page edition
+    pages = [text for text in texts if len(text) >= PAGE]
     for name, part in (("calib.txt", pages[0::2]), ("eval.txt", pages[1::2])):
         (folder / name).write_text("\n\n".join(part) + "\n")
         print(f"{folder / name}: {len(part)} pages, {sum(map(len, part)):,} characters")
