@@ -86,12 +86,12 @@ def general(checkpoint: Checkpoint, parameters: Mapping[str, int]) -> dict[str, 
     fields = dict(_sampling(_text(checkpoint.files.get("generation_config.json"), GENERATION_BYTES)))
     texts = [(key, getattr(found, key)) for key in BEFORE_SIZE] + [("size_label", label)]
     texts += [(key, getattr(found, attribute)) for attribute, key in AFTER_SIZE]
-    fields |= {f"general.{key}": string(text) for key, text in texts if text is not None}
+    fields |= {f"general.{key}": string(_encodable(text)) for key, text in texts if text is not None}
     for kind, entries in (("base_model", found.base_models), ("dataset", found.datasets)):
         fields |= dict(_ancestors(kind, entries))
     for key in ("tags", "languages"):
         if values := getattr(found, key):
-            fields[f"general.{key}"] = array(Kind.STRING, values)
+            fields[f"general.{key}"] = array(Kind.STRING, [_encodable(value) for value in values])
     return fields
 
 
@@ -102,7 +102,7 @@ def _ancestors(kind: str, entries: list[dict[str, str]] | None) -> Iterator[tupl
     for index, entry in enumerate(entries):
         for key in ANCESTOR:
             if key in entry:
-                yield f"general.{kind}.{index}.{key}", string(entry[key])
+                yield f"general.{kind}.{index}.{key}", string(_encodable(entry[key]))
 
 
 def _text(path: Path | None, limit: int) -> str:
@@ -138,6 +138,11 @@ def model_card(readme: str) -> dict[str, Any]:
     return lists | {key: ",".join(cleaned[key]) for key in CARD_TEXTS if cleaned.get(key)}
 
 
+def _encodable(text: str) -> str:
+    """Escapes in JSON and YAML, and names of directories, can hold halves of surrogate pairs, which UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _strings(value: object) -> list[str]:
     items = value if isinstance(value, list) else [value]
     return [item for item in items if isinstance(item, str) and item not in ("", "~", "null")]
@@ -152,13 +157,13 @@ def _sampling(text: str) -> Iterator[tuple[str, Field]]:
         return
     for name, kind, keys in SAMPLING:
         value = next((config[key] for key in keys if config.get(key) is not None), None)
-        if _fits(kind, value):
+        if kind == Kind.STRING and isinstance(value, str):
+            yield f"general.sampling.{name}", string(_encodable(value))
+        elif kind != Kind.STRING and _fits(kind, value):
             yield f"general.sampling.{name}", Field(kind, value)
 
 
 def _fits(kind: Kind, value: object) -> bool:
-    if kind == Kind.STRING:
-        return isinstance(value, str)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if kind == Kind.I32:
