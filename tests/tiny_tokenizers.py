@@ -124,7 +124,8 @@ def template(start: tuple[str, int] | None, end: tuple[str, int] | None, middle:
 
 
 def spm_model(pieces: list[tuple[str, float, int]]) -> bytes:
-    """tokenizer.model: (text, score, type) a piece, then that it is a BPE (3: 2) with byte fallback (35: 1)."""
+    """tokenizer.model: (text, score, type) a piece, then that it is a BPE (3: 2) with byte fallback (35: 1)
+    and that its normalizer keeps extra spaces (4: 0)."""
 
     def block(number: int, data: bytes) -> bytes:
         size = len(data)
@@ -134,7 +135,7 @@ def spm_model(pieces: list[tuple[str, float, int]]) -> bytes:
     return b"".join(
         block(1, block(1, text.encode()) + b"\x15" + struct.pack("<f", score) + (b"\x18" + bytes([kind])) * (kind != 1))
         for text, score, kind in pieces
-    ) + block(2, b"\x18\x02\x98\x02\x01") + block(3, b"")  # fmt: skip
+    ) + block(2, b"\x18\x02\x98\x02\x01") + block(3, b"\x0a\x08identity\x20\x00")  # fmt: skip
 
 
 def spm_pieces(count: int = 100) -> list[tuple[str, float, int]]:
@@ -145,7 +146,7 @@ def spm_pieces(count: int = 100) -> list[tuple[str, float, int]]:
     pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
     pieces += [(piece, -float(i), 1) for i, piece in enumerate(ranked + letters)]
-    return [*pieces, ("[USER]", -7.5, 4), ("<unused0>", -8.5, 5), ("x" * 200, -9.25, 1)]
+    return [*pieces, ("[USER]", -7.5, 4), ("<unused7>", -8.5, 5), ("x" * 200, -9.25, 1)]
 
 
 def llama_hf(added: list[dict[str, Any]]) -> dict[str, Any]:
@@ -340,6 +341,16 @@ def _cases() -> dict[str, Case]:
         dump(tokenizer_json=hf, tokenizer_config_json={"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>",
              "eos_token": "<|im_end|>", "unk_token": "<unk>", "add_bos_token": True}),
         {"vocab_size": len(hf["model"]["vocab"]) + 2, "bos_token_id": 1},
+    )  # fmt: skip
+    hf = llama_hf([token("<pad>"), token("<bos>"), token("<eos>"), token("\n", False), token("\n\n", False)])
+    hf["normalizer"] = hf["normalizer"]["normalizers"][1]
+    hf["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    hf["decoder"]["decoders"].pop()
+    hf["post_processor"] = template(("<bos>", hf["added_tokens"][1]["id"]), None)
+    cases["gemma 3 from tokenizer.json alone"] = Case(
+        dump(tokenizer_json=hf, tokenizer_config_json={"tokenizer_class": "GemmaTokenizer", "bos_token": "<bos>",
+             "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>", "add_bos_token": True}),
+        {"vocab_size": len(hf["model"]["vocab"]) + 7, "bos_token_id": 2}, ("gemma", "bpe"), "Gemma3Model",
     )  # fmt: skip
     return cases
 

@@ -22,6 +22,7 @@ MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 TOKENS, SCORES, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
 MERGES, ADD_BOS, ADD_EOS = "tokenizer.ggml.merges", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"
 ADDED_SCORE = -1000.0
+RANKS_NOTE = "scores are the ranks of tokenizer.json's merges (llama.cpp's converter writes -1000 for every token)"
 
 
 class TokenType(IntEnum):
@@ -84,7 +85,12 @@ def load_bpe(files: Files, pre: str | None, vocab_size: int | None) -> Vocab | N
 
 def load_llama_hf(files: Files, vocab_size: int | None) -> Vocab | None:
     """The SentencePiece-like BPE with byte fallback that Llama 2 and its kin keep in tokenizer.json; None where
-    tokenizer.json is absent or of another kind."""
+    tokenizer.json is absent or of another kind.
+
+    llama.cpp joins the pair with the highest score first. Its converter gives every token here the score -1000, so that
+    llama.cpp joins from the left and cuts some words otherwise than the tokenizer does. We write the ranks of the merges,
+    as a tokenizer.model would have them: the one place where metadata differs from the converter's on purpose.
+    """
     model = at(files.tokenizer, "model")
     if (
         at(model, "type") != "BPE"
@@ -100,7 +106,8 @@ def load_llama_hf(files: Files, vocab_size: int | None) -> Vocab | None:
     texts = {number: token for token, number in tokenizer.vocab.items()}
     texts |= {row.id: token for token, row in tokenizer.added.items()}
     special = {tokenizer.id_of(token) for token in tokenizer.specials.values()}
-    tokens, types = [], []
+    ranks = {pair.replace(" ", "", 1): rank for rank, pair in reversed(list(enumerate(_merges(tokenizer, files))))}
+    tokens, scores, types = [], [], []
     for number in range(size):
         text = texts.get(number)
         if text is None:
@@ -112,9 +119,10 @@ def load_llama_hf(files: Files, vocab_size: int | None) -> Vocab | None:
         else:
             kind = TokenType.NORMAL if number < base else TokenType.USER_DEFINED
         tokens.append(text)
+        scores.append(-float(ranks[text]) if kind == TokenType.NORMAL and text in ranks else ADDED_SCORE)
         types.append(int(kind))
-    fields = sentencepiece_fields(tokens, [ADDED_SCORE] * size, types) | special_fields(files, limit=size)
-    return Vocab("llama", "default", size, fields)
+    fields = sentencepiece_fields(tokens, scores, types) | special_fields(files, limit=size)
+    return Vocab("llama", "default", size, fields, (RANKS_NOTE,))
 
 
 def sentencepiece_fields(tokens: list[str], scores: list[float], types: list[int]) -> dict[str, Field]:

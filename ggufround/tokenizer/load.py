@@ -21,7 +21,7 @@ from dataclasses import replace
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError, UsageError
 from ggufround.gguf_file import Field, Kind, boolean
-from ggufround.tokenizer.bpe import ADD_BOS, load_bpe, load_llama_hf
+from ggufround.tokenizer.bpe import ADD_BOS, TOKENS, load_bpe, load_llama_hf
 from ggufround.tokenizer.files import Files, read_files
 from ggufround.tokenizer.pretokenizers import check_name
 from ggufround.tokenizer.spec import Vocab
@@ -72,6 +72,7 @@ def load_vocab(
     if "llama_hf" in order:
         vocab = replace(vocab, metadata=_llama(files, vocab, vocab_size))
     _check_text(vocab, checkpoint.source)
+    _check_unique(vocab.metadata[TOKENS].value, checkpoint.source)
     return vocab
 
 
@@ -96,3 +97,16 @@ def _check_text(vocab: Vocab, source: str) -> None:
             "".join(texts).encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{source}: {key} holds a lone surrogate, which is not Unicode text") from error
+
+
+def _check_unique(tokens: list[str], source: str) -> None:
+    """llama.cpp aborts the whole process on a vocabulary that holds a text twice."""
+    if len(set(tokens)) == len(tokens):
+        return
+    seen: dict[str, int] = {}
+    for number, token in enumerate(tokens):
+        if (first := seen.setdefault(token, number)) != number:
+            raise InputError(
+                f"{source}: the tokens {first} and {number} have the same text {token!r}, and llama.cpp cannot load "
+                "such a vocabulary; correct the tokenizer's added tokens"
+            )

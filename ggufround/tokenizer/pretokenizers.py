@@ -48,8 +48,12 @@ _CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _BLOOM_STOPS = ".,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c"
 
 
+SPACES, FALLBACK, NO_BYTES = "<spaces as U+2581>", "<byte fallback>", "<no ByteLevel>"
+
+
 class Structure(NamedTuple):
-    """A row: llama.cpp's name for text split by these expressions in turn, as tokenizer.json writes them."""
+    """A row: llama.cpp's name for text split by these expressions in turn, as tokenizer.json writes them; <...> stands
+    for a step that is no expression."""
 
     name: str
     splits: tuple[str, ...]
@@ -93,13 +97,13 @@ STRUCTURES = (
     ),
     Structure("gpt-4o", (_GPT4O,)),
     Structure("tekken", (f"{_CASED[0]}|{_CASED[1]}|\\p{{N}}{_CASED_TAIL}",)),
-    Structure("tiny_aya", (r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)),
     Structure("deepseek-v3", (r"\p{N}{1,3}", _CJK, _DEEPSEEK3)),
     Structure(
         "deepseek-coder",
         ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}"),
     ),
     Structure("bloom", (f" ?[^(\\s|[{_BLOOM_STOPS}])]+",)),
+    Structure("gemma4", (SPACES, FALLBACK, NO_BYTES)),  # also Gemma 3's tokenizer.json
     Structure("viking", (f" ?[^(\\s|[{_BLOOM_STOPS}])]+", r"\p{N}")),
 )
 
@@ -201,15 +205,20 @@ def load(tokenizer: HuggingFace, document: dict[str, Any]) -> Tokenizer:
 
 
 def structure(document: dict[str, Any]) -> tuple[str, ...]:
-    """The expressions by which tokenizer.json splits, in order; what has no counterpart among llama.cpp's byte-level
-    pre-tokenizers appears as <...>, which no row of STRUCTURES holds."""
-    splits = [f"<{at(step, 'type')}>" for step in steps(at(document, "normalizer"), "normalizers")]
-    splits = [step for step in splits if step != "<NFC>"]  # llama.cpp normalizes nothing; text mostly is NFC already
-    if at(document, "model", "type") != "BPE" or at(document, "model", "byte_fallback"):
-        splits.append("<not a byte-level BPE>")
+    """The expressions by which tokenizer.json splits, in order; a step that is no expression appears as <...>."""
+    splits = []
+    for step in steps(at(document, "normalizer"), "normalizers"):
+        if step.get("type") == "Replace" and (at(step, "pattern", "String"), at(step, "content")) == (" ", "\u2581"):
+            splits.append(SPACES)
+        elif step.get("type") != "NFC":  # llama.cpp normalizes nothing; text mostly is NFC already
+            splits.append(f"<{step.get('type')}>")
+    if at(document, "model", "byte_fallback"):
+        splits.append(FALLBACK)
     byte_level = False
     for step in steps(at(document, "pre_tokenizer"), "pretokenizers"):
         kind = at(step, "type")
+        if SPACES in splits and kind == "Split" and at(step, "pattern", "String") == " ":
+            continue  # no space is left
         if byte_level:
             splits.append(f"<{kind} after ByteLevel>")
         elif kind == "Digits":
@@ -227,7 +236,7 @@ def structure(document: dict[str, Any]) -> tuple[str, ...]:
             splits.append(_plain(pattern) if kept else f"<Split {how[0]}: {pattern}>")
         else:
             splits.append(f"<{kind}>")
-    return (*splits, *(() if byte_level else ("<no ByteLevel>",)))
+    return (*splits, *(() if byte_level else (NO_BYTES,)))
 
 
 def nearest(splits: tuple[str, ...]) -> list[str]:

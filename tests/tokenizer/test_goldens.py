@@ -41,6 +41,9 @@ def test_metadata_is_what_the_converter_writes(name: str, tmp_path: Path) -> Non
     names = "tokenizer.chat_templates"
     if names in golden:
         golden[names][1].sort()  # llama.cpp writes the names in the order of a set
+    if name == "llama from tokenizer.json alone":  # on purpose not the converter's -1000 for every token
+        assert ours["tokenizer.ggml.scores"] != golden["tokenizer.ggml.scores"]
+        ours["tokenizer.ggml.scores"] = golden["tokenizer.ggml.scores"]
     assert list(ours.items()) == list(golden.items())
     assert vocab.size == len(vocab.metadata["tokenizer.ggml.tokens"].value)
 
