@@ -12,7 +12,8 @@ from ggufround.arch import ARCHITECTURES
 from ggufround.cli import show
 from ggufround.cli.values import Json
 from ggufround.quants.mixes import MIXES
-from ggufround.quants.types import KNOWN_TYPES, QUANT_TYPES
+from ggufround.ggml_types import GGML_TYPES
+from ggufround.quants.types import QUANT_TYPES
 from ggufround.recipes import RECIPES
 
 Rows = list[tuple[Any, ...]]
@@ -28,7 +29,7 @@ class What(StrEnum):
 
 def _types() -> tuple[tuple[str, ...], Rows]:
     rows: Rows = []
-    for name, (number, block, nbytes) in KNOWN_TYPES.items():
+    for number, name, block, nbytes in GGML_TYPES.values():
         kind = QUANT_TYPES.get(name)
         use = "-" if kind is None else "yes" if kind.uses_importance else "ignored"
         rows.append((name, number, block, nbytes, 8 * nbytes / block, "yes" if kind else "no", use))
