@@ -174,7 +174,7 @@ def _contents(
     rows = next((o.shape[0] for o in layout.outputs if o.name == "token_embd.weight"), None)
     vocab = load_vocab(checkpoint, architecture.tokenizers, options.pre, rows)
     metadata = arch.metadata(architecture, checkpoint, layout)
-    metadata |= dict(vocab.metadata) | arch.tokenizer_metadata(architecture, checkpoint)
+    metadata |= dict(vocab.metadata) | arch.tokenizer_metadata(architecture, checkpoint, vocab.kind)
     return layout.outputs, layout.dropped, metadata, tuple(vocab.notes)
 
 

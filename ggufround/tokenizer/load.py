@@ -60,8 +60,8 @@ def load_vocab(
     if vocab_size is None:
         size = checkpoint.config.get("vocab_size")
         vocab_size = size if isinstance(size, int) else None
-    found = (KINDS[kind](files, pre, vocab_size) for kind in order)
-    vocab = next((vocab for vocab in found if vocab is not None), None)
+    found = ((kind, KINDS[kind](files, pre, vocab_size)) for kind in order)
+    kind, vocab = next(((kind, vocab) for kind, vocab in found if vocab is not None), ("", None))
     if vocab is None:
         raise InputError(
             f"{checkpoint.source} has no tokenizer: tokenizer.model or tokenizer.json is needed "
@@ -73,7 +73,7 @@ def load_vocab(
         vocab = replace(vocab, metadata=_llama(files, vocab, vocab_size))
     _check_text(vocab, checkpoint.source)
     _check_unique(vocab.metadata[TOKENS].value, checkpoint.source)
-    return vocab
+    return replace(vocab, kind=kind)
 
 
 def _llama(files: Files, vocab: Vocab, vocab_size: int | None) -> dict[str, Field]:
