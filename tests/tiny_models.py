@@ -20,6 +20,8 @@ import numpy as np
 from tiny import write_checkpoint
 
 VOCAB = 320
+# llama.cpp looks the last one up in every model whose name contains "phi3".
+SPECIAL = ("<unk>", "<s>", "</s>", "<|endoftext|>")
 EMBD, FF, HEADS, KV_HEADS, LAYERS = 128, 192, 4, 2, 2
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -77,13 +79,12 @@ def byte_characters() -> list[str]:
 def merged_pairs() -> list[tuple[str, str]]:
     """Merges of two letters, enough to fill the vocabulary beside the bytes and the special tokens."""
     first, second = "etaoinsr", "hnrsdeat"
-    return [(a, b) for a in first for b in second][: VOCAB - 256 - 3]
+    return [(a, b) for a in first for b in second][: VOCAB - 256 - len(SPECIAL)]
 
 
 def bpe_tokenizer() -> dict[str, Any]:
-    """A byte-level BPE tokenizer.json in GPT-2's form: three special tokens, 256 bytes, merged pairs."""
-    special = ["<unk>", "<s>", "</s>"]
-    tokens = [*special, *byte_characters(), *("".join(pair) for pair in merged_pairs())]
+    """A byte-level BPE tokenizer.json in GPT-2's form: special tokens, 256 bytes, merged pairs."""
+    tokens = [*SPECIAL, *byte_characters(), *("".join(pair) for pair in merged_pairs())]
     assert len(set(tokens)) == VOCAB
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -91,7 +92,7 @@ def bpe_tokenizer() -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": id_, "content": content, **flags} for id_, content in enumerate(special)],
+        "added_tokens": [{"id": id_, "content": content, **flags} for id_, content in enumerate(SPECIAL)],
         "normalizer": None,
         "pre_tokenizer": level,
         "post_processor": level,
@@ -129,10 +130,11 @@ def spm_model() -> bytes:
 
     normal, unknown, control, byte = 1, 2, 3, 6
     letters = [*"▁etaoinsrhldcumwfgypbvk"]
-    words = ["".join(pair) for pair in merged_pairs()][: VOCAB - 256 - 3 - len(letters)]
+    words = ["".join(pair) for pair in merged_pairs()][: VOCAB - 256 - len(SPECIAL) - len(letters)]
     pieces = [("<unk>", unknown), ("<s>", control), ("</s>", control)]
     pieces += [(f"<0x{b:02X}>", byte) for b in range(256)]
     pieces += [(word, normal) for word in (*words, *letters)]
+    pieces += [(SPECIAL[3], control)]
     assert len({piece for piece, _ in pieces}) == VOCAB
     model = b""
     for rank, (piece, kind) in enumerate(pieces):
@@ -397,7 +399,7 @@ FURTHER_CASES = (
     Tiny(
         "phi3-longrope",
         config("Phi3ForCausalLM", "phi3", rope_scaling=LONGROPE, partial_rotary_factor=0.75,
-               original_max_position_embeddings=128, pad_token_id=0),
+               original_max_position_embeddings=256, pad_token_id=0),
         phi3_like(),
     ),
     Tiny("olmo2", config("Olmo2ForCausalLM", "olmo2", rope_theta=5e5, pad_token_id=0), olmo2_like(LAYERS)),

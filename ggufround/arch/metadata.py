@@ -77,6 +77,7 @@ COMMON = (
     KV("rope.scaling.yarn_attn_factor", rope.scaled_number(("yarn",), "attention_factor", "attn_factor")),
     KV("rope.scaling.yarn_beta_fast", rope.scaled_number(("yarn",), "beta_fast")),
     KV("rope.scaling.yarn_beta_slow", rope.scaled_number(("yarn",), "beta_slow")),
+    KV("rope.scaling.attn_factor", rope.yarn_correction),
     KV("rope.freq_base", rope.freq_base),
     KV("rope.freq_base_swa", rope.freq_base_sliding),
     KV("attention.layer_norm_rms_epsilon", real_if_stated("rms_norm_eps", "norm_eps")),

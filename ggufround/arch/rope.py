@@ -109,6 +109,19 @@ def scaled_number(kinds: tuple[str, ...], *keys: str) -> Reader:
     return read
 
 
+def yarn_correction(config: Config) -> Field | None:
+    """What llama.cpp must multiply its own YaRN factor, 0.1 ln(factor) + 1, with to get a stated attention_factor.
+
+    The converter writes only yarn_attn_factor, which llama.cpp's src/llama-context.cpp then replaces by its own.
+    """
+    rope = full(config)
+    stated, factor = optional_number(rope, "attention_factor"), optional_number(rope, "factor")
+    if rope_type(config) != "yarn" or stated is None or factor is None:
+        return None
+    ratio = stated / (0.1 * log(factor) + 1 if factor > 1 else 1.0)
+    return None if abs(ratio - 1) < 1e-6 else f32(ratio)
+
+
 def yarn_context(config: Config) -> Field | None:
     rope = full(config)
     return u32(original_context(rope)) if rope_type(config) == "yarn" and "factor" in rope else None
