@@ -45,9 +45,8 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> Cost:
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             log.seek(0)
-            sys.exit(
-                f"{' '.join(command)}\nfailed with {child.returncode}:\n{log.read().decode(errors='replace')[-4000:]}"
-            )
+            output = log.read().decode(errors="replace")[-4000:]
+            sys.exit(f"{' '.join(command)}\nfailed with {child.returncode}:\n{output}")
     scale = 1 if sys.platform == "darwin" else 1024
     return Cost(time.perf_counter() - start, use.ru_utime + use.ru_stime, use.ru_maxrss * scale)
 
