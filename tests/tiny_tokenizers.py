@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,9 @@ def llama_hf(added: list[dict[str, Any]]) -> dict[str, Any]:
 
 def dump(**files: Any) -> dict[str, bytes]:
     """JSON files by name, underscores for the dots of `tokenizer_json`."""
-    return {name.replace("_json", ".json"): json.dumps(value, ensure_ascii=False).encode() for name, value in files.items()}
+    return {
+        name.replace("_json", ".json"): json.dumps(value, ensure_ascii=False).encode() for name, value in files.items()
+    }
 
 
 def _cases() -> dict[str, Case]:
@@ -205,7 +207,9 @@ def _cases() -> dict[str, Case]:
              "eos_token": end, "unk_token": named(end)}),
         {"vocab_size": size + 3, "pad_token_id": size - 1}, ("bpe",), "Olmo2Model",
     )  # fmt: skip
-    cases["small granite"] = Case(cases["gpt2"].files, {"vocab_size": 49152, "bos_token_id": 0}, converter="GraniteModel")
+    cases["small granite"] = Case(
+        cases["gpt2"].files, {"vocab_size": 49152, "bos_token_id": 0}, converter="GraniteModel"
+    )
 
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|reserved_special_token_0|>", "<extra>"]
     llama3 = byte_bpe(SPLITS["llama-bpe"], [token(n, n != "<extra>") for n in names], model={"ignore_merges": True})
@@ -217,8 +221,11 @@ def _cases() -> dict[str, Case]:
             tokenizer_config_json={
                 "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": names[0], "eos_token": names[2],
                 "added_tokens_decoder": decoder_entries(llama3), "clean_up_tokenization_spaces": True,
-                "chat_template": [{"name": "default", "template": "{{ a }}"}, {"name": "tool_use", "template": "{{ b }}"},
-                                  {"name": "tool-rag", "template": "{{ c }}"}],
+                "chat_template": [
+                    {"name": "default", "template": "{{ a }}"},
+                    {"name": "tool_use", "template": "{{ b }}"},
+                    {"name": "tool-rag", "template": "{{ c }}"},
+                ],
             },
         ),
         {"vocab_size": begin + 6, "eos_token_id": [begin + 1, begin + 2], "bos_token_id": begin},
@@ -259,7 +266,7 @@ def _cases() -> dict[str, Case]:
     config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": decoder_entries(qwen2), "bos_token": None,
               "eos_token": "<|im_end|>", "pad_token": end, "unk_token": None, "add_bos_token": False,
               "add_prefix_space": False, "additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}  # fmt: skip
-    jinja = "{% for m in messages %}\r\n{{ m }}\n{% endfor %}".encode()
+    jinja = b"{% for m in messages %}\r\n{{ m }}\n{% endfor %}"
     cases["qwen 2"] = Case(
         dump(tokenizer_json=qwen2, tokenizer_config_json=config)
         | {"chat_template.jinja": jinja, "additional_chat_templates/tool.jinja": b"{{ t }}"},
@@ -273,11 +280,17 @@ def _cases() -> dict[str, Case]:
     )  # fmt: skip
 
     deep = ["<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"]
-    odd = [token(deep[0]), token(deep[1]), token("\u0120caf\u00c3\u00a9", False), token("\u2581\u2581x", False, True), token("\u00ff", False)]
+    odd = [
+        token(deep[0]),
+        token(deep[1]),
+        token("\u0120caf\u00c3\u00a9", False),
+        token("\u2581\u2581x", False, True),
+        token("\u00ff", False),
+    ]
     deepseek = byte_bpe(SPLITS["deepseek-v3"], odd, post_processor=BYTE_LEVEL)
     cases["llama class over byte level"] = Case(
-        dump(tokenizer_json=deepseek, tokenizer_config_json={"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True,
-             "add_eos_token": False, "bos_token": named(deep[0]),
+        dump(tokenizer_json=deepseek, tokenizer_config_json={"tokenizer_class": "LlamaTokenizerFast",
+             "add_bos_token": True, "add_eos_token": False, "bos_token": named(deep[0]),
              "eos_token": named(deep[1]), "unk_token": None, "pad_token": deep[1]}),
         {"vocab_size": 382},
     )  # fmt: skip
@@ -293,7 +306,8 @@ def _cases() -> dict[str, Case]:
     )  # fmt: skip
     cases["qwen 2 from vocab.json"] = Case(
         bare | dump(tokenizer_config_json={"tokenizer_class": "Qwen2Tokenizer", "pad_token": end, "eos_token": end,
-                    "added_tokens_decoder": {"376": {**FLAGS, **token(end)}, "377": {**FLAGS, **token("<extra>", False)}}}),
+                    "added_tokens_decoder": {"376": {**FLAGS, **token(end)},
+                                             "377": {**FLAGS, **token("<extra>", False)}}}),
         {"vocab_size": 380, "eos_token_id": 376}, ("spm", "bpe"), "Qwen2Model",
     )  # fmt: skip
 
@@ -311,10 +325,13 @@ def _cases() -> dict[str, Case]:
         {"tokenizer.model": model} | dump(
             tokenizer_json=llama_hf([token("<unk>"), token("<s>"), token("</s>"), token("[INST]")]),
             added_tokens_json={"[INST]": count, "<pad>": count + 1, "too far": count + 9},
-            tokenizer_config_json={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "[INST]"}),
+            tokenizer_config_json={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+                                   "sep_token": "[INST]"}),
         {"vocab_size": count + 2, "bos_token_id": 1},
     )  # fmt: skip
-    cases["fewer rows than pieces"] = Case({"tokenizer.model": model}, {"vocab_size": 300, "eos_token_id": 2, "pad_token_id": 301})
+    cases["fewer rows than pieces"] = Case(
+        {"tokenizer.model": model}, {"vocab_size": 300, "eos_token_id": 2, "pad_token_id": 301}
+    )
     cases["no vocab_size"] = Case({"tokenizer.model": model}, {"eos_token_id": 2})
     cases["code llama"] = Case(
         {"tokenizer.model": model} | dump(tokenizer_config_json={"bos_token": "<s>", "eos_token": "</s>"}),
@@ -326,7 +343,9 @@ def _cases() -> dict[str, Case]:
             "3": token("<2mass>", False), "4": token("[@BOS@]", False), "5": token("<unused0>", False),
             "6": token("\u2581\u2581", False), "7": token("<h1>", False), "8": token("\n\n", False)}})  # fmt: skip
     cases["gemma 2"] = Case(gemma, {"vocab_size": count, "eos_token_id": 1}, ("gemma",), "Gemma2Model")
-    cases["gemma 3"] = Case(gemma, {"vocab_size": count + 64, "eos_token_id": [1, 106]}, ("gemma", "bpe"), "Gemma3Model")
+    cases["gemma 3"] = Case(
+        gemma, {"vocab_size": count + 64, "eos_token_id": [1, 106]}, ("gemma", "bpe"), "Gemma3Model"
+    )
     phi3 = [token("<unk>"), token("<s>"), token("</s>", False), token("<|user|>", False), token("\u2581z", False)]
     cases["phi 3"] = Case(
         {"tokenizer.model": model} | dump(
@@ -344,7 +363,12 @@ def _cases() -> dict[str, Case]:
     )  # fmt: skip
     hf = llama_hf([token("<pad>"), token("<bos>"), token("<eos>"), token("\n", False), token("\n\n", False)])
     hf["normalizer"] = hf["normalizer"]["normalizers"][1]
-    hf["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    hf["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
     hf["decoder"]["decoders"].pop()
     hf["post_processor"] = template(("<bos>", hf["added_tokens"][1]["id"]), None)
     cases["gemma 3 from tokenizer.json alone"] = Case(

@@ -2,9 +2,9 @@
 
     python tools/make_tokenizer_goldens.py LLAMA_CPP_CHECKOUT
 
-Runs in an environment with torch, transformers 4.57.6 (llama.cpp's pin), sentencepiece and protobuf, with this
-repository on PYTHONPATH. The converter's set_vocab is called as it is; only its refusal of an unknown fingerprint is
-replaced by writing the fingerprint itself. Long values are kept as a digest.
+Runs in an environment with this package, torch, transformers 4.57.6 (llama.cpp's pin) and protobuf. The
+converter's set_vocab is called as it is; only its refusal of an unknown fingerprint is replaced by writing the
+fingerprint itself. Long values are kept as a digest.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def golden(case: Any, folder: Path) -> dict[str, Any]:
     converter.gguf_writer = gguf.GGUFWriter(path=None, arch="llama")
     converter.gguf_writer.kv_data[0].clear()
     converter.set_vocab()
-    return {
-        key: [int(field.type), digest(field.value)] for key, field in converter.gguf_writer.kv_data[0].items()
-    }
+    return {key: [int(field.type), digest(field.value)] for key, field in converter.gguf_writer.kv_data[0].items()}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ggufround.errors import InputError
 from ggufround.gguf_file import Field, Kind, array, boolean, string
-from ggufround.tokenizer.files import Files, at, items, read_text
+from ggufround.tokenizer.files import Files, at, items
 from ggufround.tokenizer.hugging_face import MAX_ID, HuggingFace, load_hugging_face
 from ggufround.tokenizer.pretokenizers import byte_letters, cut_down, find_pre, load
 from ggufround.tokenizer.spec import Vocab
@@ -74,22 +74,22 @@ def load_bpe(files: Files, pre: str | None, vocab_size: int | None) -> Vocab | N
         TOKENS: array(Kind.STRING, tokens),
         TYPES: array(Kind.I32, types),
     }
-    if merges := _merges(tokenizer, files):
+    if merges := _merges(tokenizer):
         fields[MERGES] = array(Kind.STRING, merges)
     fields |= special_fields(files)
     if found.by_structure:
         fields |= _adds(tokenizer, fields)
     notes = (*(() if found.note is None else (found.note,)), *dropped)
-    return Vocab("gpt2", found.pre, size, fields, notes)
+    return Vocab("gpt2", found.pre, size, fields, notes=notes)
 
 
 def load_llama_hf(files: Files, vocab_size: int | None) -> Vocab | None:
     """The SentencePiece-like BPE with byte fallback that Llama 2 and its kin keep in tokenizer.json; None where
     tokenizer.json is absent or of another kind.
 
-    llama.cpp joins the pair with the highest score first. Its converter gives every token here the score -1000, so that
-    llama.cpp joins from the left and cuts some words otherwise than the tokenizer does. We write the ranks of the merges,
-    as a tokenizer.model would have them: the one place where metadata differs from the converter's on purpose.
+    llama.cpp joins the pair with the highest score first. Its converter gives every token here the score -1000, so
+    that llama.cpp joins from the left and cuts some words otherwise than the tokenizer does. We write the ranks of
+    the merges, as a tokenizer.model has them: the one place where metadata differs from the converter's on purpose.
     """
     model = at(files.tokenizer, "model")
     if (
@@ -106,12 +106,14 @@ def load_llama_hf(files: Files, vocab_size: int | None) -> Vocab | None:
     texts = {number: token for token, number in tokenizer.vocab.items()}
     texts |= {row.id: token for token, row in tokenizer.added.items()}
     special = {tokenizer.id_of(token) for token in tokenizer.specials.values()}
-    ranks = {pair.replace(" ", "", 1): rank for rank, pair in reversed(list(enumerate(_merges(tokenizer, files))))}
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(tokenizer.merges):
+        ranks.setdefault(left + right, rank)
     tokens, scores, types = [], [], []
     for number in range(size):
         text = texts.get(number)
         if text is None:
-            kind, text = TokenType.UNUSED, f"[PAD{number}]"
+            kind, text = TokenType.UNUSED, f"[PAD{number}]"  # unlike the converter, which leaves the vocabulary short
         elif number < base and re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
             kind = TokenType.BYTE
         elif number in special:
@@ -122,7 +124,7 @@ def load_llama_hf(files: Files, vocab_size: int | None) -> Vocab | None:
         scores.append(-float(ranks[text]) if kind == TokenType.NORMAL and text in ranks else ADDED_SCORE)
         types.append(int(kind))
     fields = sentencepiece_fields(tokens, scores, types) | special_fields(files, limit=size)
-    return Vocab("llama", "default", size, fields, (RANKS_NOTE,))
+    return Vocab("llama", "default", size, fields, notes=(RANKS_NOTE,))
 
 
 def sentencepiece_fields(tokens: list[str], scores: list[float], types: list[int]) -> dict[str, Field]:
@@ -194,20 +196,12 @@ def _decoder(tokenizer: HuggingFace) -> Any:
     return from_letters
 
 
-def _merges(tokenizer: HuggingFace, files: Files) -> list[str]:
+def _merges(tokenizer: HuggingFace) -> list[str]:
     """One string a merge; a space inside a part is written as the byte-level vocabulary writes it."""
-    merges = items(tokenizer.document, "model", "merges")
-    if not merges and "merges.txt" in files.paths:
-        lines = read_text(files.paths["merges.txt"]).split("\n")
-        merges = [pair for line in lines if len(pair := line.split()) == 2 and not line.startswith("#version")]
-    if set(map(type, merges)) == {str}:
-        return merges
-    try:
-        if any(" " in left or " " in right for left, right in merges):
-            merges = [(left.replace(" ", "\u0120"), right.replace(" ", "\u0120")) for left, right in merges]
-        return [f"{left} {right}" for left, right in merges]
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{tokenizer.source}: every merge must be two tokens, in one string or a list") from error
+    pairs = tokenizer.merges
+    if any(" " in left or " " in right for left, right in pairs):
+        pairs = [(left.replace(" ", "\u0120"), right.replace(" ", "\u0120")) for left, right in pairs]
+    return [f"{left} {right}" for left, right in pairs]
 
 
 def _adds(tokenizer: HuggingFace, fields: Mapping[str, Field]) -> dict[str, Field]:

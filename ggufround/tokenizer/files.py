@@ -65,8 +65,10 @@ def read_json(files: Mapping[str, Path], name: str) -> dict[str, Any] | None:
         return None
     try:
         document = json.loads(read_bytes(path).decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not sound JSON: {error or 'nested too deeply'}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is not sound JSON: nested too deeply") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not sound JSON: {error}") from error
     if not isinstance(document, dict):
         raise InputError(f"{path} must hold a JSON object, not {type(document).__name__}")
     return document
@@ -90,11 +92,17 @@ def items(document: Any, *keys: str | int) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
+def table(document: Any, *keys: str | int) -> dict[str, Any]:
+    """The object under a path, empty where there is none."""
+    found = at(document, *keys)
+    return found if isinstance(found, dict) else {}
+
+
 def steps(document: Any, key: str) -> list[Any]:
     """The steps of a normalizer or pre-tokenizer, nested sequences laid flat."""
     if at(document, "type") == "Sequence":
         return [step for part in items(document, key) for step in steps(part, key)]
-    return [] if document is None else [document]
+    return [document] if isinstance(document, dict) else []
 
 
 def content(token: Any) -> str | None:

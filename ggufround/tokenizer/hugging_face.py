@@ -9,13 +9,14 @@ the version that llama.cpp pins: tokenization_utils_base.py and tokenization_uti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ggufround.errors import InputError
-from ggufround.tokenizer.files import Files, at, content, items, read_json, read_text
+from ggufround.tokenizer.files import Files, at, content, items, read_json, read_text, table
 
 SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MAX_ID = 1 << 22  # ids and vocabularies beyond it are damage: the largest known vocabulary has 2^20 tokens
@@ -91,6 +92,7 @@ class HuggingFace:
     document: dict[str, Any]  # tokenizer.json
     config: dict[str, Any]  # tokenizer_config.json
     vocab: dict[str, int]
+    merges: list[Sequence[str]]  # pairs
     added: dict[str, Added]
     specials: dict[str, str]  # "bos_token" -> "<s>"; the named special tokens, and "additional0", ...
     adds: tuple[bool, bool] | None  # as in TokenizerClass, the files' own flags applied
@@ -111,25 +113,26 @@ def load_hugging_face(files: Files) -> HuggingFace | None:
     config = files.config or {}
     name = config.get("tokenizer_class") or files.model.get("tokenizer_class")
     name = name or MODEL_CLASSES.get(str(files.model.get("model_type")))
-    row = CLASSES.get(str(name).removesuffix("Fast"), _OTHER)
+    cls = CLASSES.get(str(name).removesuffix("Fast"), _OTHER)
     document = files.tokenizer
     source = files.paths.get("tokenizer.json") or files.paths.get("vocab.json")
     if document is None:
         if source is None or "merges.txt" not in files.paths:
             return None
-        document = _from_bare_files(files, row)
+        document = _from_bare_files(files, cls)
     assert source is not None
     vocab = _vocab(at(document, "model", "vocab"), source)
+    merges = _merges(items(document, "model", "merges"), source)
     legacy = "added_tokens_decoder" not in config
     named = config | (files.specials or {}) if legacy else config
-    specials = {key: text for key in SPECIALS if (text := content(named.get(key, row.specials.get(key))))}
+    specials = {key: text for key in SPECIALS if (text := content(named.get(key, cls.specials.get(key))))}
     extra = [text for token in items(named, "additional_special_tokens") if (text := content(token))]
     specials |= {f"additional{i}": text for i, text in enumerate(extra)}
-    adds = row.adds
+    adds = cls.adds
     if adds is not None:
         given = (config.get("add_bos_token"), config.get("add_eos_token"))
         adds = (adds[0] if given[0] is None else bool(given[0]), adds[1] if given[1] is None else bool(given[1]))
-    added = _added(document, source)
+    added = _added(items(document, "added_tokens"), source)
     if legacy:
         more = {
             text: Added(_id(number, text, source), text in specials.values(), text not in specials.values())
@@ -137,28 +140,15 @@ def load_hugging_face(files: Files) -> HuggingFace | None:
             if text not in added
         }
     else:
-        more = {}
-        for number, token in (config["added_tokens_decoder"] or {}).items():
-            text = content(token)
-            if text is None or not isinstance(token, dict):
-                raise InputError(f"tokenizer_config.json: added token {number} has no content")
-            special = bool(token.get("special", False))
-            more[text] = Added(_id(int(number) if number.isdecimal() else -1, text, source), special,
-                               bool(token.get("normalized", not special)))  # fmt: skip
-    free = max([*vocab.values(), *(token.id for token in added.values()), -1]) + 1
-    for text, token in sorted(more.items(), key=lambda item: item[1].id):
-        if text in added:
-            number = added[text].id
-        else:
-            number = vocab.get(text, free)
-            free = max(free, number + 1)
-        added[text] = Added(number, token.special or text in specials.values(), token.normalized)
-    for text in specials.values():
-        if text not in added:
-            number = vocab.get(text, free)
-            free = max(free, number + 1)
-            added[text] = Added(number, True, False)
-    return HuggingFace(source, document, config, vocab, added, specials, adds)
+        rows = table(config, "added_tokens_decoder").items()
+        more = _added([table(token) | {"id": _whole(number)} for number, token in rows], source)
+    more |= {text: Added(MAX_ID, True, False) for text in specials.values() if text not in added and text not in more}
+    free = max([*vocab.values(), *(row.id for row in added.values())]) + 1
+    for text, row in sorted(more.items(), key=lambda item: item[1].id):
+        number = added[text].id if text in added else vocab.get(text, free)
+        free = max(free, number + 1)
+        added[text] = Added(number, row.special or text in specials.values(), row.normalized)
+    return HuggingFace(source, document, config, vocab, merges, added, specials, adds)
 
 
 def _vocab(vocab: Any, source: Path) -> dict[str, int]:
@@ -169,15 +159,32 @@ def _vocab(vocab: Any, source: Path) -> dict[str, int]:
     return vocab
 
 
-def _added(document: dict[str, Any], source: Path) -> dict[str, Added]:
+def _merges(merges: list[Any], source: Path) -> list[Sequence[str]]:
+    """Both forms that tokenizer.json knows, "left right" and [left, right], as pairs."""
+    if merges and set(map(type, merges)) == {str}:
+        merges = [merge.split(" ") for merge in merges]
+    if merges and (
+        set(map(type, merges)) != {list}
+        or set(map(len, merges)) != {2}
+        or set(map(type, chain.from_iterable(merges))) != {str}
+    ):
+        raise InputError(f"{source}: every merge must be two tokens, in one string or in a list")
+    return merges
+
+
+def _added(tokens: list[Any], source: Path) -> dict[str, Added]:
     found = {}
-    for token in items(document, "added_tokens"):
+    for token in tokens:
         text = content(token)
         if not isinstance(token, dict) or text is None:
-            raise InputError(f"{source}: an added token has no content: {str(token)[:80]}")
+            raise InputError(f"{source.parent}: an added token has no content: {str(token)[:80]}")
         special = bool(token.get("special", False))
         found[text] = Added(_id(token.get("id"), text, source), special, bool(token.get("normalized", not special)))
     return found
+
+
+def _whole(number: str) -> int | str:
+    return int(number) if number.isdecimal() and len(number) < 10 else number
 
 
 def _id(number: Any, token: str, source: Path) -> int:
@@ -190,7 +197,7 @@ def _from_bare_files(files: Files, row: TokenizerClass) -> dict[str, Any]:
     """What convert_slow_tokenizer makes of vocab.json and merges.txt."""
     normalizer, pre_tokenizer = BARE[row.files or "gpt2"]
     lines = read_text(files.paths["merges.txt"]).split("\n")
-    merges = [pair for line in lines if not line.startswith("#version") and len(pair := line.split()) == 2]
+    pairs = [pair for line in lines if not line.startswith("#version") and len(pair := line.split()) == 2]
     return {
         "version": "1.0",
         "added_tokens": [],
@@ -198,5 +205,5 @@ def _from_bare_files(files: Files, row: TokenizerClass) -> dict[str, Any]:
         "pre_tokenizer": pre_tokenizer,
         "post_processor": {**_BYTES, "use_regex": True},
         "decoder": {**_BYTES, "use_regex": True},
-        "model": {"type": "BPE", "vocab": read_json(files.paths, "vocab.json"), "merges": merges},
+        "model": {"type": "BPE", "vocab": read_json(files.paths, "vocab.json"), "merges": pairs},
     }

@@ -69,8 +69,8 @@ def load_vocab(
         )
     if pre is not None and vocab.model != "gpt2":
         raise UsageError(f"--pre {pre}: a SentencePiece vocabulary has no pre-tokenizer; leave --pre out")
-    if "llama_hf" in order:
-        vocab = replace(vocab, metadata=_llama(files, vocab, vocab_size))
+    fields = _llama(files, vocab, vocab_size) if "llama_hf" in order else vocab.metadata
+    vocab = replace(vocab, kind=kind, metadata=fields)
     _check_text(vocab, checkpoint.source)
     _check_unique(vocab.metadata[TOKENS].value, checkpoint.source)
     return replace(vocab, kind=kind)

@@ -179,11 +179,8 @@ def cut_down(tokenizer: HuggingFace) -> Tokenizer:
     if (reach := _reach(document)) is not None:
         vocab = {token: number for token, number in tokenizer.vocab.items() if token in reach}
         vocab |= {token: row.id for token, row in tokenizer.added.items()}
-        pairs = (merge if isinstance(merge, list) else str(merge).split(" ") for merge in items(model, "merges"))
         model["merges"] = [
-            pair
-            for pair in pairs
-            if len(pair) == 2 and pair[0] in vocab and pair[1] in vocab and pair[0] + pair[1] in vocab
+            pair for pair in tokenizer.merges if pair[0] in vocab and pair[1] in vocab and pair[0] + pair[1] in vocab
         ]
         model |= {"vocab": vocab, "unk_token": None}
     flags = {str(at(token, "content")): token for token in items(document, "added_tokens")}
@@ -259,8 +256,8 @@ def byte_letters() -> dict[int, str]:
 def _reach(document: dict[str, Any]) -> str | None:
     """A string that every token of the encoded check text is a part of; None where that is not known."""
     model = document["model"]
-    normalizers = {at(step, "type") for step in steps(document.get("normalizer"), "normalizers")}
-    kinds = {at(step, "type") for step in steps(document.get("pre_tokenizer"), "pretokenizers")}
+    normalizers = {str(at(step, "type")) for step in steps(document.get("normalizer"), "normalizers")}
+    kinds = {str(at(step, "type")) for step in steps(document.get("pre_tokenizer"), "pretokenizers")}
     odd = any(at(model, key) for key in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix"))
     if at(model, "type") != "BPE" or odd or normalizers - {"NFC"} or "ByteLevel" not in kinds:
         return None

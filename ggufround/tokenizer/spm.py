@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from ggufround.errors import InputError
 from ggufround.gguf_file import boolean
 from ggufround.tokenizer.bpe import ADDED_SCORE, TokenType, check_size, looks_special, sentencepiece_fields
-from ggufround.tokenizer.files import Files, at, content, items, read_bytes
+from ggufround.tokenizer.files import Files, at, content, items, read_bytes, table
 from ggufround.tokenizer.spec import Vocab
 from ggufround.tokenizer.special import special_fields
 
@@ -47,7 +48,7 @@ def load_gemma(files: Files, vocab_size: int | None) -> Vocab | None:
     vocab = _load(files, vocab_size, phi3=False)
     if vocab is None:
         return None
-    return Vocab(vocab.model, vocab.pre, vocab.size, {**vocab.metadata, ADD_SPACE_PREFIX: boolean(False)}, vocab.notes)
+    return replace(vocab, metadata={**vocab.metadata, ADD_SPACE_PREFIX: boolean(False)})
 
 
 def load_phi3(files: Files, vocab_size: int | None) -> Vocab | None:
@@ -63,7 +64,7 @@ def _load(files: Files, vocab_size: int | None, phi3: bool) -> Vocab | None:
     if path is None:
         return None
     pieces = list(read_pieces(read_bytes(path), str(path)))
-    size = check_size(vocab_size or len(pieces), str(path))
+    size = check_size(len(pieces) if vocab_size is None else vocab_size, str(path))
     notes = []
     if len(pieces) > size:
         notes.append(f"{len(pieces) - size} tokens of {path.name} beyond the model's vocabulary of {size} left out")
@@ -80,11 +81,11 @@ def _load(files: Files, vocab_size: int | None, phi3: bool) -> Vocab | None:
         pieces[override.id] = Piece(text, ADDED_SCORE, kind)
     tokens, scores, types = ([piece[i] for piece in pieces] for i in range(3))
     fields = sentencepiece_fields(tokens, scores, types) | special_fields(files, limit=size)  # type: ignore[arg-type]
-    return Vocab("llama", "default", size, fields, tuple(notes))
+    return Vocab("llama", "default", size, fields, notes=tuple(notes))
 
 
 def _overrides(files: Files, phi3: bool) -> Iterator[_Override]:
-    for key, token in (at(files.config, "added_tokens_decoder") or {}).items():
+    for key, token in table(files.config, "added_tokens_decoder").items():
         text = content(token)
         number = int(key) if key.isdecimal() and len(key) < 10 else key
         if text is None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tokenizers import CASES
 
 from ggufround.tokenizer import load_vocab
 from ggufround.tokenizer.files import read_files
 from ggufround.tokenizer.hugging_face import load_hugging_face
 from ggufround.tokenizer.pretokenizers import fingerprint, fingerprinted
+from tiny_tokenizers import CASES
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens.json").read_text())
 PRE = "tokenizer.ggml.pre"
