@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
 from ggufround.errors import InputError, UnsupportedError
+from ggufround_kernels import CODECS, widen_bf16
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -43,12 +44,6 @@ _E4M3 = _fp8_table(4, has_infinity=False)
 _E5M2 = _fp8_table(5, has_infinity=True)
 
 
-def _from_bf16(raw: U8, out: F32) -> None:
-    halves = out.view("<u2").reshape(-1, 2)
-    halves[:, 0] = 0
-    halves[:, 1] = raw.view("<u2")
-
-
 def _from_f64(raw: U8, out: F32) -> None:
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which the caller refuses by name
         np.copyto(out, raw.view("<f8"), casting="same_kind")
@@ -59,23 +54,24 @@ def _from_e8m0(raw: U8, out: F32) -> None:
     out[raw == 255] = np.nan
 
 
-WIDEN: dict[str, Callable[[U8, F32], None]] = {  # (raw bytes, out [values])
+DECODERS: dict[str, Callable[[U8, F32], None]] = {  # (stored rows [n, bytes of a row], out [n, columns])
     "F32": lambda raw, out: np.copyto(out, raw.view("<f4")),
     "F16": lambda raw, out: np.copyto(out, raw.view("<f2")),
-    "BF16": _from_bf16,
+    "BF16": widen_bf16,
     "F64": _from_f64,
     "F8_E4M3": lambda raw, out: np.copyto(out, _E4M3[raw]),
     "F8_E5M2": lambda raw, out: np.copyto(out, _E5M2[raw]),
     "F8_E8M0": _from_e8m0,
+    **{name: codec.unpack for name, codec in CODECS.items()},
 }
 
 
 def check_readable(ref: TensorRef) -> None:
     """Raises UnsupportedError for a tensor whose values are not weights: integers, booleans, packed codes."""
-    if ref.dtype not in WIDEN:
+    if ref.dtype not in DECODERS:
         raise UnsupportedError(
             f"{ref.name} in {ref.path.name} is stored as {ref.dtype}, which cannot be read as weights; "
-            f"can be: {', '.join(WIDEN)}"
+            f"can be: {', '.join(DECODERS)}"
         )
 
 
@@ -126,11 +122,11 @@ class Reader:
         buffer = scratch if scratch.size >= need else np.empty(need, np.uint8)
         view = self.raw_rows(ref, first, count, buffer)
         size = len(view)
-        flat = out.reshape(-1)
-        WIDEN[ref.dtype](buffer[:size], flat)
+        weights = out.reshape(count, ref.columns)
+        DECODERS[ref.dtype](buffer[:size].reshape(count, -1), weights)
         if ref.scale is None:
             return view
-        size += self._apply_scale(ref, ref.scale, first, flat.reshape(count, ref.columns), buffer[size:])
+        size += self._apply_scale(ref, ref.scale, first, weights, buffer[size:])
         return buffer.data[:size]
 
     def _apply_scale(self, ref: TensorRef, scale: TensorRef, first: int, weights: F32, buffer: U8) -> int:
@@ -141,7 +137,7 @@ class Reader:
         raw = buffer[: (bottom - top) * across * each]
         self._pread(scale, top * across * each, raw.data)
         values = np.empty((bottom - top, across), np.float32)
-        WIDEN[scale.dtype](raw, values.reshape(-1))
+        DECODERS[scale.dtype](raw.copy().reshape(bottom - top, -1), values)  # a copy is aligned
         values = values[np.arange(first, first + len(weights)) // high - top]
         for k in range(across):
             weights[:, k * wide : (k + 1) * wide] *= values[:, k : k + 1]

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ggufround.checkpoint import open_checkpoint
 from ggufround.errors import InputError, UnsupportedError, UsageError
@@ -285,3 +287,58 @@ def test_a_split_that_does_not_fit_together_is_refused(tmp_path: Path) -> None:
 def test_a_gguf_without_tensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no tensor"):
         open_checkpoint(write_gguf(tmp_path / "m.gguf", LLAMA, ()))
+
+
+def write_nvfp4(path: Path, scale: tuple[int, ...]) -> Path:
+    """A stack of two NVFP4 matrices [4, 64] with its global scale, and an unrelated .scale."""
+    infos = [
+        TensorInfo("blk.0.up.weight", (2, 4, 64), 40, 0),
+        TensorInfo("blk.0.up.scale", scale, 0, 288),
+        TensorInfo("blk.0.up.input_scale", (1,), 0, 320),
+        TensorInfo("blk.0.router.weight", (2, 64), 0, 352),
+        TensorInfo("blk.0.router.scale", (64,), 0, 864),
+    ]
+    path.write_bytes(encode_header(LLAMA, infos).data + bytes(864 + 256))
+    return path
+
+
+@pytest.mark.parametrize(("scale", "block"), [((1,), (0, 0)), ((2,), (4, 0))])
+def test_the_global_scale_of_an_nvfp4_gguf_is_part_of_its_weight(
+    tmp_path: Path, scale: tuple[int, ...], block: tuple[int, int]
+) -> None:
+    found = open_checkpoint(write_nvfp4(tmp_path / "m.gguf", scale))
+    assert found.tensors.keys() == {"blk.0.up.weight", "blk.0.router.weight", "blk.0.router.scale"}
+    ref = found.tensors["blk.0.up.weight"]
+    assert ref.scale is not None
+    assert (ref.scale.name, ref.scale_block) == ("blk.0.up.scale", block)
+
+
+def test_a_global_scale_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"blk.0.up.scale must hold 2"):
+        open_checkpoint(write_nvfp4(tmp_path / "m.gguf", (3,)))
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from([INDEX, "config.json", "model-00002-of-00003.safetensors"]),
+    flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),
+)
+def test_a_damaged_model_is_opened_or_refused_but_nothing_else(
+    sharded: Path, name: str, flips: list[tuple[int, int]]
+) -> None:
+    path = sharded / name
+    good = path.read_bytes()
+    data = bytearray(good)
+    for position, value in flips:
+        data[position % len(data)] = value
+    path.write_bytes(data)
+    try:
+        open_checkpoint(sharded)
+    except InputError:
+        pass
+    finally:
+        path.write_bytes(good)
+    assert open_checkpoint(sharded).tensors.keys() == TENSORS.keys()

@@ -17,6 +17,8 @@ from ggufround.checkpoint import Reader, open_checkpoint
 from ggufround.checkpoint.reading import check_readable, scratch_bytes
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
 from ggufround.errors import InputError, UnsupportedError
+from ggufround.ggml_types import GGML_TYPES
+from ggufround.gguf_file import TensorInfo, encode_header, u32
 from tiny import bf16_bits, write_checkpoint, write_safetensors
 
 RNG = np.random.default_rng(5)
@@ -213,3 +215,28 @@ def test_reading_allocates_no_more_than_a_slab(tmp_path: Path) -> None:
             assert tracemalloc.get_traced_memory()[1] < 64 << 10
         finally:
             tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("dtype", "row_bytes"), [("Q4_0", 144), ("Q5_0", 176), ("Q6_K", 210)])
+def test_quantised_gguf_tensors_are_unpacked_as_gguf_py_does(tmp_path: Path, dtype: str, row_bytes: int) -> None:
+    quants = pytest.importorskip("gguf.quants")
+    kind = quants.GGMLQuantizationType[dtype]
+    packed = RNG.integers(0, 256, (9, row_bytes)).astype(np.uint8)
+    block = packed.reshape(9, -1, kind_bytes(dtype))
+    scales = RNG.uniform(0.001, 0.1, block.shape[:2]).astype(np.float16)  # random bytes would hold NaN
+    place = slice(208, 210) if dtype == "Q6_K" else slice(0, 2)
+    block[:, :, place] = scales[:, :, None].view(np.uint8)
+    header = encode_header({"x": u32(1)}, [TensorInfo("w", (9, 256), int(kind), 0)])
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header.data + packed.tobytes())
+    np.testing.assert_array_equal(read(open_checkpoint(path), "w", 4), quants.dequantize(packed, kind))
+
+
+def kind_bytes(dtype: str) -> int:
+    """Bytes of a block."""
+    return next(t.nbytes for t in GGML_TYPES.values() if t.name == dtype)
+
+
+def test_quantised_types_without_a_kernel_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match="IQ1_S"):
+        check_readable(TensorRef("w", "IQ1_S", (1, 256), Path("x.gguf"), 0, 50))
