@@ -1,6 +1,6 @@
 """Numba kernels for every quant type: numpy in, numpy out. Knows no file, no model, no torch."""
 
-from ggufround_kernels import iq4, kquants_affine, kquants_symmetric, legacy_affine, legacy_symmetric
+from ggufround_kernels import iq4, kquants_affine, kquants_symmetric, legacy_affine, legacy_symmetric, q8
 from ggufround_kernels.codec import Codec, Search
 from ggufround_kernels.floats import FLOATS, absmax, first_nonfinite, widen_bf16
 from ggufround_kernels.rounded import Rounded
@@ -11,6 +11,7 @@ CODECS: dict[str, Codec] = {
     **kquants_affine.CODECS,
     **kquants_symmetric.CODECS,
     **iq4.CODECS,
+    **q8.CODECS,
 }
 
 __all__ = ["CODECS", "FLOATS", "Codec", "Rounded", "Search", "absmax", "first_nonfinite", "widen_bf16"]
