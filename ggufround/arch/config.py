@@ -140,8 +140,8 @@ def n_head_kv(config: Config) -> int:
 
 def head_dim(config: Config) -> int:
     """Columns of a head: stated, or the embedding divided among the heads."""
-    if (stated := optional_integer(config, "head_dim")) is not None:
-        return stated
+    if "head_dim" in config:
+        return integer(config, "head_dim")
     if n_embd(config) % n_head(config):
         raise InputError(
             f"config.json: a hidden size of {n_embd(config)} does not divide into {n_head(config)} heads; "

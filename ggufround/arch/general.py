@@ -24,6 +24,9 @@ from ggufround.gguf_file import Field, Kind, array, string, u32
 
 README_BYTES = 1 << 20
 GENERATION_BYTES = 1 << 20
+CARD_CHARACTERS = 1 << 17  # of the keys that are read; hundreds are usual
+CARD_ITEMS = 500  # of a list
+CARD_BRACKETS = 500  # nesting costs the YAML scanner quadratic time
 
 # generation_config.json's keys (the first that is there) for each general.sampling.* key.
 SAMPLING = (
@@ -128,9 +131,12 @@ def model_card(readme: str) -> dict[str, Any]:
             keep = key[1] in CARD_LISTS or key[1] in CARD_TEXTS
         if keep:
             wanted.append(line.replace("\t", "  "))
+    text = "\n".join(wanted)
+    if len(text) > CARD_CHARACTERS or sum(map(text.count, "[{")) > CARD_BRACKETS:
+        return {}
     try:
         # BaseLoader makes strings of all scalars: no Norway problem, no dates, no floats for versions.
-        card = yaml.load("\n".join(wanted), Loader=yaml.BaseLoader)
+        card = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
     cleaned = {key: _strings(value) for key, value in card.items()} if isinstance(card, dict) else {}
@@ -145,7 +151,7 @@ def _encodable(text: str) -> str:
 
 def _strings(value: object) -> list[str]:
     items = value if isinstance(value, list) else [value]
-    return [item for item in items if isinstance(item, str) and item not in ("", "~", "null")]
+    return [item for item in items if isinstance(item, str) and item not in ("", "~", "null")][:CARD_ITEMS]
 
 
 def _sampling(text: str) -> Iterator[tuple[str, Field]]:

@@ -92,7 +92,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
         made |= {output.name: output for output in compute(config)}
     used = _used_rows(made)
     if left := [ref.name for ref in sources.values() if ref.name not in used]:
-        raise UnsupportedError(_leftovers(arch, checkpoint, left))
+        raise UnsupportedError(f"{len(left)} tensors of the checkpoint have no place in {arch.name}: {_some(left)}")
     trimmed = {
         name: f"rows from {rows} on: beyond the vocabulary"
         for name, rows in used.items()
@@ -192,13 +192,6 @@ def _used_rows(made: Mapping[str, Output]) -> dict[str, int]:
             end = first + rows
         used[name] = end
     return used
-
-
-def _leftovers(arch: Architecture, checkpoint: Checkpoint, left: list[str]) -> str:
-    quantised = checkpoint.config.get("quantization_config")
-    method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
-    hint = f"; it is quantised by {method}, which is not supported as a source" if method not in (None, "fp8") else ""
-    return f"{len(left)} tensors of the checkpoint have no place in {arch.name}: {_some(left)}{hint}"
 
 
 def _some(names: list[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ggufround.arch.checks import activation
-from ggufround.arch.config import n_head, n_layer
+from ggufround.arch.config import n_head, n_layer, wrong
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD
 from ggufround.arch.metadata import COMMON, count_if_stated
 from ggufround.arch.spec import KV, Architecture, Config, Rule
@@ -20,9 +20,11 @@ def windows(config: Config) -> Field | None:
     if "sliding_window" not in config:
         return None
     stated = config.get("layer_types")
-    if isinstance(stated, list):
-        return array(Kind.BOOL, [kind == "sliding_attention" for kind in stated])
-    return array(Kind.BOOL, [(i + 1) % 4 != 0 for i in range(n_layer(config))])
+    if stated is None:
+        return array(Kind.BOOL, [(i + 1) % 4 != 0 for i in range(n_layer(config))])
+    if not isinstance(stated, list) or len(stated) != n_layer(config):
+        raise wrong("layer_types", stated, f"a list of {n_layer(config)} names")
+    return array(Kind.BOOL, [kind == "sliding_attention" for kind in stated])
 
 
 OLMO2 = Architecture(

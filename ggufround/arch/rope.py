@@ -149,11 +149,13 @@ def llama3_factors(config: Config) -> tuple[Output, ...]:
     if rope_type(config) != "llama3":
         return ()
     rope = full(config)
-    theta = optional_number(rope, "rope_theta") or 10000.0
+    theta = _positive(rope, "rope_theta", 10000.0)
     dim = head_dim(config)
-    factor = _at_least(rope, "factor", 8.0)
-    low = _at_least(rope, "low_freq_factor", 1.0)
-    high = _at_least(rope, "high_freq_factor", 4.0)
+    factor = _positive(rope, "factor", 8.0)
+    low = _positive(rope, "low_freq_factor", 1.0)
+    high = _positive(rope, "high_freq_factor", 4.0)
+    if high <= low:
+        raise wrong("high_freq_factor", high, f"a number above low_freq_factor, {low}")
     context = optional_integer(rope, "original_max_position_embeddings") or 8192
     one = np.float32(1)
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
@@ -166,7 +168,7 @@ def llama3_factors(config: Config) -> tuple[Output, ...]:
     return (_tensor("rope_freqs.weight", factors),)
 
 
-def _at_least(rope: Config, key: str, default: float) -> float:
+def _positive(rope: Config, key: str, default: float) -> float:
     value = optional_number(rope, key)
     if value is not None and value <= 0:
         raise wrong(key, value, "a number above 0")
@@ -175,8 +177,10 @@ def _at_least(rope: Config, key: str, default: float) -> float:
 
 def rotated(config: Config) -> int:
     """Columns of a head that are rotated, as Phi-3's converter counts them."""
-    share = optional_number(parameters(config), "partial_rotary_factor")
-    return int((1.0 if share is None else share) * n_embd(config)) // n_head(config)
+    share = _positive(parameters(config), "partial_rotary_factor", 1.0)
+    if share > 1:
+        raise wrong("partial_rotary_factor", share, "at most 1")
+    return int(share * n_embd(config)) // n_head(config)
 
 
 def longrope_factors(config: Config) -> tuple[Output, ...]:

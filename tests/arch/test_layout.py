@@ -120,11 +120,6 @@ def test_a_bias_that_llama_cpp_would_not_read_is_refused() -> None:
         layout("qwen2", None, **{"model.layers.0.self_attn.o_proj.bias": (tiny_models.EMBD,)})
 
 
-def test_leftovers_of_a_quantised_checkpoint_name_its_method() -> None:
-    with pytest.raises(UnsupportedError, match="quantised by awq"):
-        layout("llama", {"quantization_config": {"quant_method": "awq"}}, **{"model.layers.0.mlp.x.qzeros": (1, 1)})
-
-
 def test_more_layers_in_the_checkpoint_than_in_the_config_are_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"model\.layers\.1\."):
         layout("llama", {"num_hidden_layers": 1})
@@ -162,6 +157,13 @@ def test_one_tensor_under_two_prefixes_is_refused() -> None:
         ("qwen2", {"rope_scaling": {"type": "llama3"}}, "rope_type is 'llama3'; for qwen2"),
         ("llama", {"text_config": 5}, "expected an object, found 5"),
         ("llama3", {"rope_scaling": {"rope_type": "llama3", "factor": 0}}, "factor is 0.0, expected a number above 0"),
+        (
+            "llama3",
+            {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4, "high_freq_factor": 1}},
+            "high_freq_factor is 1.0, expected a number above low_freq_factor, 4.0",
+        ),
+        ("llama", {"head_dim": 0}, "head_dim is 0, expected a whole number above 0"),
+        ("phi3-longrope", {"partial_rotary_factor": 2.0}, "partial_rotary_factor is 2.0, expected at most 1"),
         ("phi3-longrope", {"partial_rotary_factor": 1.0}, "long_factor is .* expected a list of 16 numbers"),
         ("smollm3", {"no_rope_layers": [1, 0, 1, 0, 1]}, "no_rope_layers is"),
         ("smollm3", {"no_rope_layer_interval": 2}, "no_rope_layers is None with an interval of 2"),
@@ -189,11 +191,18 @@ def test_a_config_that_is_wrong_or_that_llama_cpp_would_ignore_is_refused_by_key
         ({"rms_norm_eps": float("nan")}, "expected a finite number"),
         ({"rope_theta": 1e39}, "rope_theta is 1e.39, expected a finite number"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "lack original_max_position_embeddings"),
+        ({"rope_parameters": {"full_attention": 3}}, "full_attention is 3, expected an object"),
     ],
 )
 def test_a_wrong_number_of_the_metadata_is_refused_by_key(config: dict[str, Any], message: str) -> None:
     source = headers("llama", config)
     with pytest.raises(InputError, match=message):
+        metadata(find_architecture(source.config), source)
+
+
+def test_olmo_3_needs_a_kind_of_attention_for_every_layer() -> None:
+    source = headers("olmo3", {"layer_types": ["sliding_attention"]})
+    with pytest.raises(InputError, match=r"layer_types is \['sliding_attention'\], expected a list of 4 names"):
         metadata(find_architecture(source.config), source)
 
 
