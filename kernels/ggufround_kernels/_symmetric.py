@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufround_kernels._jit import kernel
 from ggufround_kernels._lanes import (
@@ -85,6 +86,11 @@ def scratch(block: int, groups: int, nbytes: int) -> Scratch:
     return Scratch(
         *(aligned((n, LANES), np.float32) for n in floats), *(aligned((n, LANES), np.uint8) for n in small)
     )
+
+
+def both_signs(*targets: NDArray[Any]) -> F32:
+    magnitudes = np.concatenate(targets)
+    return np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
 
 
 # --- loading and weighting -----------------------------------------------------------------------------------------
@@ -285,7 +291,7 @@ def fit_group(s: Any, first: Any, n: Any, targets: Any, nmax: Any) -> Any:
 @kernel
 def fit_block(s: Any, n: Any, targets: Any, nmax: Any) -> None:
     """The whole of opt-rtn for a block with d alone. s.d holds the reference's, which stays where it packs better."""
-    kept = load(s.d, 0)
+    kept = stored_half(load(s.d, 0))
     best = packed_error(s, 0, n, kept, nmax)
     scale, _ = fit_group(s, 0, n, targets, nmax)
     for _ in range(2):
@@ -363,7 +369,7 @@ def fit_super_block(s: Any, groups: Any, n: Any, targets: Any, nmax: Any, scale_
     tried_total = super_error(s, groups, n, tried_d, s.fitted, nmax)
     better = tried_total < total
     total, d = select(better, tried_total, total), select(better, tried_d, d)
-    reference_d = load(s.d, 0)
+    reference_d = stored_half(load(s.d, 0))
     better = total < super_error(s, groups, n, reference_d, s.kept, nmax)
     d = select(better, d, reference_d)
     store(s.d, 0, d)

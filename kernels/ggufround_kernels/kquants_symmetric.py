@@ -29,6 +29,7 @@ from ggufround_kernels._symmetric import (
     EPS,
     ONE,
     ZERO,
+    both_signs,
     codec,
     fit_super_block,
     load_group,
@@ -51,25 +52,30 @@ Q6_NMAX, Q6_SMAX, Q6_BYTES = 32, 128, 210
 Q3_NMAX, Q3_SMAX, Q3_BYTES = 4, 32, 110
 
 # opt-rtn: the codes that a group's peak may get, and the codes that the largest scale may get
-Q6_TARGETS = np.concatenate([np.arange(26, 34.1, 0.5), -np.arange(26, 34.1, 0.5)]).astype(np.float32)
-Q6_SCALE_TARGETS = -np.arange(80, 133, 4).astype(np.float32)
-Q3_TARGETS = np.concatenate([np.arange(2, 6.6, 0.25), -np.arange(2, 6.6, 0.25)]).astype(np.float32)
-Q3_SCALE_TARGETS = -np.arange(20, 34, 1).astype(np.float32)
+Q6_TARGETS = both_signs(np.arange(24, 36.5, 0.5))
+Q6_SCALE_TARGETS = -np.arange(64, 133, 4).astype(np.float32)
+Q3_TARGETS = both_signs(np.arange(2, 5, 0.25), np.arange(5, 8.5, 0.5))
+Q3_SCALE_TARGETS = -np.arange(20, 34).astype(np.float32)
 
 
 @kernel
-def searched_codes(s: Any, nmax: Any) -> None:
-    """Stored codes from s.inverse, the inverse scales that the search preferred; zeros have code 0, not nmax."""
+def code_again(s: Any, nmax: Any) -> None:
+    """Stored codes for the scales as stored. Where a scale is zero the codes are those of the search, which s.inverse
+    gives again; all zeros have code 0 there, not nmax."""
+    d = load(s.d, 0)
     for group in range(GROUPS):
-        inverse = load(s.inverse, group)
+        scale, inverse = d * load(s.kept, group), load(s.inverse, group)
+        gone = scale == ZERO
+        offset = select(gone & (inverse == ZERO), np.int32(0), broadcast(np.int32(nmax)))
         for i in range(GROUP * group, GROUP * group + GROUP):
-            code = larger(smaller(nearest(inverse * load(s.x, i)), nmax - 1), -nmax) + nmax
-            store(s.codes, i, select(inverse == ZERO, 0, code))
+            x = load(s.x, i)
+            code = nearest(select(gone, inverse * x, x / scale))
+            store(s.codes, i, larger(smaller(code, nmax - 1), -nmax) + offset)
 
 
 @kernel
 def recode(s: Any, nmax: Any) -> None:
-    """Stored codes for the scales as stored; where a scale is zero the search's own codes stay."""
+    """The same where the search has left its codes in s.codes."""
     d = load(s.d, 0)
     for group in range(GROUPS):
         scale = d * load(s.kept, group)
@@ -151,8 +157,7 @@ def q6_k_rtn(weights: Any, importance: Any, n: Any, s: Any, rounded: Any, packed
         if importance is None:
             weigh_by_squares(s, BLOCK)
         q6_k_reference(s)
-        searched_codes(s, Q6_NMAX)
-        recode(s, Q6_NMAX)
+        code_again(s, Q6_NMAX)
         store_scales(s, 0)  # int8
         emit_q6_k(s, rounded, packed, first, count)
 
@@ -255,7 +260,6 @@ def q3_k_reference_weighted(s: Any) -> None:
     for group in range(GROUPS):
         code = larger(smaller(nearest(inverse_d * load(s.fitted, group)), Q3_SMAX - 1), -Q3_SMAX)
         store(s.kept, group, to_float(select(zero, -Q3_SMAX, code)))
-    searched_codes(s, Q3_NMAX)
 
 
 @kernel
@@ -323,9 +327,10 @@ def q3_k_rtn(weights: Any, importance: Any, n: Any, s: Any, rounded: Any, packed
         weigh_q3_k(s, importance)
         if importance is None:
             q3_k_reference(s)
+            recode(s, Q3_NMAX)
         else:
             q3_k_reference_weighted(s)
-        recode(s, Q3_NMAX)
+            code_again(s, Q3_NMAX)
         store_scales(s, Q3_SMAX)
         emit_q3_k(s, rounded, packed, first, count)
 

@@ -27,6 +27,7 @@ from ggufround_kernels._lanes import (
 )
 from ggufround_kernels._symmetric import (
     ZERO,
+    both_signs,
     codec,
     fit_block,
     inverse_of,
@@ -45,8 +46,8 @@ Q4_NMAX, Q4_BYTES = 8, 18
 Q5_NMAX, Q5_BYTES = 16, 22
 
 # opt-rtn: the codes that a block's peak may get
-Q4_TARGETS = np.concatenate([np.arange(5, 9.6, 0.25), -np.arange(5, 9.6, 0.25)]).astype(np.float32)
-Q5_TARGETS = np.concatenate([np.arange(12, 17.1, 0.25), -np.arange(12, 17.1, 0.25)]).astype(np.float32)
+Q4_TARGETS = both_signs(np.arange(5, 9, 0.25), np.arange(9, 15))
+Q5_TARGETS = both_signs(np.arange(12, 17, 0.25), np.arange(17, 23))
 
 
 @kernel
