@@ -1,0 +1,64 @@
+"""llama.cpp as an oracle: next-token log-probabilities of GGUF files, from a process of its own (it may abort)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufround.gguf_read import read_gguf
+
+SCRIPT = """
+import json, sys
+import xllamacpp
+asked = json.loads(sys.stdin.read())
+answers = []
+for path in asked["paths"]:
+    params = xllamacpp.CommonParams()
+    params.model.path = path
+    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 128, 1, False, -1
+    params.cpuparams.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(params)
+    rows = []
+    for prompt in asked["prompts"]:
+        reply = server.handle_completions({
+            "prompt": prompt, "n_predict": 1, "n_probs": asked["vocab"], "temperature": 0, "cache_prompt": False,
+            "logit_bias": [[asked["letter"], 1000.0]],
+        })
+        row = [None] * asked["vocab"]
+        for entry in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            row[entry["id"]] = entry["logprob"]
+        rows.append(row)
+    answers.append(rows)
+    del server
+print("ANSWER" + json.dumps(answers))
+"""
+
+
+def log_probs(paths: Sequence[Path], prompts: Sequence[Sequence[int]], vocab: int) -> NDArray[np.float64]:
+    """[file, prompt, token] log-probabilities of the token after each prompt (token ids, taken as they are).
+
+    What is reported are the model's own probabilities. The token that is drawn is forced to be a letter, since the
+    server holds back half a character together with its probabilities.
+    """
+    tokens = read_gguf(paths[0]).metadata["tokenizer.ggml.tokens"].value
+    letter = next(i for i, token in enumerate(tokens) if token.isascii() and token.isalpha())
+    asked = {"paths": [str(p) for p in paths], "prompts": [list(p) for p in prompts], "vocab": vocab, "letter": letter}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    answer = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
+    assert answer, f"llama.cpp failed with {done.returncode}: {done.stderr[-2000:]}"
+    return np.array(json.loads(answer[0][6:]), np.float64)

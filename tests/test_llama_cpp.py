@@ -1,0 +1,109 @@
+"""Files made of tiny random checkpoints load in llama.cpp, whose next-token log-probabilities agree with transformers.
+
+The weights are large enough that a wrong RoPE order, norm or gate shows: each is broken on purpose, and must move the
+log-probabilities ten times more than the tolerance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import tiny_models
+from ggufround import convert
+from ggufround.gguf_read import GGUFHeader, read_gguf
+from llama_cpp import log_probs
+
+pytestmark = [pytest.mark.peer, pytest.mark.torch]
+TOLERANCE = 0.02  # of the log-probabilities' standard deviation
+PROMPTS = [[5, 40, 77, 130, 9], [300, 12, 12, 250, 31, 8, 111], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69], [200, 7, 99]]
+VOCAB = tiny_models.VOCAB
+
+
+def weights(torch: Any, model: Path) -> dict[str, Any]:
+    loader = pytest.importorskip("safetensors.torch")
+    return {n: t.to(torch.float32) for f in model.glob("*.safetensors") for n, t in loader.load_file(f).items()}
+
+
+def expected(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
+    """transformers' log-probabilities [prompt, token], in float32."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    classes = transformers.AutoModelForCausalLM
+    if case.loads:
+        network = classes.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    else:  # the text model of a checkpoint that has more, or less, than transformers' class for it
+        config = transformers.AutoConfig.from_pretrained(model).get_text_config()
+        config.tie_word_embeddings = True  # llama.cpp's rule where there is no head
+        network = classes.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        state = {n.removeprefix("language_model.").removeprefix("model."): t for n, t in weights(torch, model).items()}
+        found = network.model.load_state_dict(state, strict=False)
+        assert not found.missing_keys
+        network.tie_weights()
+    network.eval()
+    with torch.inference_mode():
+        rows = [network(torch.tensor([p])).logits[0, -1, :VOCAB].log_softmax(-1) for p in PROMPTS]
+    return torch.stack(rows).double().numpy()
+
+
+def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Root mean square difference over the standard deviation of `b`, the worst of the prompts."""
+    return max(float(np.sqrt(np.mean((x - y) ** 2)) / y.std()) for x, y in zip(a, b, strict=True))
+
+
+def edited(source: Path, target: Path, header: GGUFHeader, name: str, values: NDArray[np.float32]) -> Path:
+    """A copy of an F32 file with other values in one tensor."""
+    raw = bytearray(source.read_bytes())
+    tensor = header.tensors[name]
+    raw[tensor.offset : tensor.offset + tensor.nbytes] = np.ascontiguousarray(values, np.float32).tobytes()
+    target.write_bytes(raw)
+    return target
+
+
+def values(source: Path, header: GGUFHeader, name: str) -> NDArray[np.float32]:
+    tensor = header.tensors[name]
+    assert tensor.type == "F32"
+    return np.fromfile(source, np.float32, int(np.prod(tensor.shape)), offset=tensor.offset).reshape(tensor.shape)
+
+
+def broken(good: Path, header: GGUFHeader, folder: Path) -> dict[str, Path]:
+    """One copy an error that a converter could make: the wrong order of rotated rows, of gate and up, a norm."""
+    made = {}
+    heads = header.metadata[f"{header.metadata['general.architecture'].value}.attention.head_count"].value
+    key = next(n for n in header.tensors if n in ("blk.0.attn_q.weight", "blk.0.attn_qkv.weight"))
+    query = values(good, header, key)
+    rows = query.shape[0] if "qkv" not in key else query.shape[1]
+    half = query[:rows].reshape(heads, 2, -1, query.shape[1])
+    swapped = np.concatenate([half.swapaxes(1, 2).reshape(rows, -1), query[rows:]])
+    made["rope"] = edited(good, folder / "rope.gguf", header, key, swapped)
+    up = next(n for n in header.tensors if n.startswith("blk.0.ffn_up") and n.endswith("weight"))
+    matrix = values(good, header, up)
+    if (gate := up.replace("ffn_up", "ffn_gate")) in header.tensors:
+        other = edited(good, folder / "half.gguf", header, up, values(good, header, gate))
+        made["gate"] = edited(other, folder / "gate.gguf", header, gate, matrix)
+    else:  # both in one tensor
+        made["gate"] = edited(good, folder / "gate.gguf", header, up, np.concatenate(np.split(matrix, 2)[::-1]))
+    norm = next(n for n in ("blk.0.attn_norm.weight", "blk.0.post_attention_norm.weight") if n in header.tensors)
+    made["norm"] = edited(good, folder / "norm.gguf", header, norm, values(good, header, norm) - 1)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(tiny_models.CASES))
+def test_llama_cpp_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    case = tiny_models.CASES[name]
+    model = tiny_models.write(case, tmp_path / name)
+    good = tmp_path / "good.gguf"
+    convert(model, good, type="f32")
+    header = read_gguf(good)
+    mistakes = broken(good, header, tmp_path)
+    found = log_probs([good, *mistakes.values()], PROMPTS, VOCAB)
+    truth = expected(case, model)
+    assert distance(found[0], truth) < TOLERANCE
+    moved = {mistake: distance(row, truth) for mistake, row in zip(mistakes, found[1:], strict=True)}
+    assert min(moved.values()) > 10 * TOLERANCE, moved
