@@ -93,7 +93,7 @@ def test_a_split_file_holds_the_same_tensors(llama: Path, tmp_path: Path) -> Non
 
 
 def test_a_split_smaller_than_a_tensor_is_refused(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="smaller than token_embd.weight"):
+    with pytest.raises(UsageError, match=r"smaller than \w+\.weight, which takes"):
         convert(llama, tmp_path / "x.gguf", type=MIX, run=Run(split_max_size=4000))
 
 
@@ -263,7 +263,7 @@ def test_a_gguf_file_is_quantised_again_with_its_metadata(llama: Path, tmp_path:
     convert(llama, tmp_path / "f32.gguf", type="f32")
     convert(llama, tmp_path / "straight.gguf", type="q4_0", recipe="rtn")
     report = convert(tmp_path / "f32.gguf", tmp_path / "twice.gguf", type="q4_0", recipe="rtn")
-    assert report.notes == ()
+    assert "second rounding" not in " ".join(report.notes)
     straight, twice = read_gguf(tmp_path / "straight.gguf"), read_gguf(tmp_path / "twice.gguf")
     kept = {k: v for k, v in straight.metadata.items() if not k.startswith("ggufround.")}
     assert kept == {k: v for k, v in twice.metadata.items() if not k.startswith("ggufround.")}
@@ -277,7 +277,7 @@ def test_a_gguf_file_is_quantised_again_with_its_metadata(llama: Path, tmp_path:
 def test_a_quantised_source_is_named_a_second_rounding_and_same_types_are_copied(llama: Path, tmp_path: Path) -> None:
     convert(llama, tmp_path / "q8.gguf", type="q8_0")
     report = convert(tmp_path / "q8.gguf", tmp_path / "q4.gguf", type="q4_0")
-    assert "second rounding" in report.notes[0]
+    assert "second rounding" in " ".join(report.notes)
     convert(tmp_path / "q8.gguf", tmp_path / "again.gguf", type="q8_0")
     first, again = read_gguf(tmp_path / "q8.gguf"), read_gguf(tmp_path / "again.gguf")
     assert (tmp_path / "q8.gguf").read_bytes()[first.data_offset :] == (tmp_path / "again.gguf").read_bytes()[

@@ -23,7 +23,7 @@ def verify_command(
     """Check a GGUF file: structure, digest, finite values; with --source the error of every tensor."""
     result = verify(file, source, threads or cores())
     if json:
-        show.dump(asdict(result) | {"sound": result.sound})
+        show.dump(asdict(result) | {"errors": [e._asdict() for e in result.errors], "sound": result.sound})
     else:
         show.say(f"{file}: {result.tensors} tensors; data digest: {result.data}; source digest: {result.source}")
         for name in result.damaged:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ggufround import planning
 from ggufround.cli import main
 from ggufround.cli.values import size
 from ggufround.errors import UsageError
@@ -93,7 +94,6 @@ def test_tensor_types_can_be_chosen_by_either_name(run: Any, llama: Path, tmp_pa
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "an unknown type": (("--type", "q4_k_x"), "Q4_K_M"),
     "an unknown recipe": (("--recipe", "rnt"), "rtn"),
-    "a type not written yet": (("--type", "iq1_s"), "cannot write yet"),
     "an unknown tensor type": (("--tensor-type", "ffn=q9_9"), "q9_9"),
     "a pattern without a type": (("--tensor-type", "ffn"), "PATTERN=TYPE"),
     "a pattern that is none": (("--tensor-type", "(=q8_0"), "regular expression"),
@@ -112,6 +112,17 @@ def test_bad_flags_are_refused_with_the_way_out(run: Any, llama: Path, tmp_path:
     assert hint in ran.err
     assert ran.err.startswith("error:")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mix_that_needs_a_type_not_written_yet_is_refused_by_name(
+    run: Any, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    written = {name: kind for name, kind in planning.QUANT_TYPES.items() if name != "Q4_0"}
+    monkeypatch.setattr(planning, "QUANT_TYPES", written)
+    ran = run("plan", llama, "--type", "q4_0")
+    assert ran.code == 2
+    assert "Q4_0 needs Q4_0, which ggufround cannot write yet" in ran.err
 
 
 def test_an_unknown_architecture_in_the_config_is_named_with_its_neighbours(
