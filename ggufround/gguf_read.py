@@ -24,7 +24,7 @@ from ggufround.ggml_types import GGML_TYPES
 from ggufround.gguf_file import ALIGNMENT, FORMATS, MAGIC, MAX_DIMS, MAX_NAME, Field, Kind, padded
 
 HEADER_LIMIT = 64 << 20  # bytes; the largest vocabularies of today take 16 MB
-ARRAY_LIMIT = 1 << 22  # elements
+ELEMENT_LIMIT = 1 << 22  # of all arrays together; the largest vocabularies have 1.3 million
 COUNT_LIMIT = 100_000  # tensors, and keys
 KEY_LIMIT = 65_535  # bytes, as gguf.md says
 ALIGNMENT_LIMIT = 1 << 20
@@ -79,6 +79,7 @@ class _Bytes:
         self.path, self.fd, self.size = path, fd, size
         self.data = os.pread(fd, FIRST_READ, 0)
         self.position = 0
+        self.elements = 0
 
     def fail(self, what: str) -> NoReturn:
         raise InputError(f"{self.path} is not a sound GGUF file: {what}. Download or convert it again")
@@ -192,8 +193,9 @@ def _value(source: _Bytes, what: str) -> Field:
     if item == Kind.ARRAY:
         source.fail(f"{what} is an array of arrays")
     count = source.u64(f"the length of {what}")
-    if count > ARRAY_LIMIT:
-        source.fail(f"{what} has {count} elements; {ARRAY_LIMIT} are allowed")
+    source.elements += count
+    if source.elements > ELEMENT_LIMIT:
+        source.fail(f"its arrays have {source.elements} elements ({what}); {ELEMENT_LIMIT} are allowed in all")
     smallest = 8 if item == Kind.STRING else SCALARS[item].size
     source.need(count * smallest, what)
     if item == Kind.STRING:

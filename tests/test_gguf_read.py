@@ -139,6 +139,9 @@ HOSTILE = {
     "an array of 4 million absent strings": (
         b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 8, 1 << 22), "left in the file",
     ),
+    "arrays of 8 million elements": (
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 0, 1 << 23), "8388608 elements",
+    ),
     "an array of arrays": (
         b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 9, 1), "array of arrays",
     ),

@@ -13,6 +13,7 @@ from typing import Any
 from ggufround.errors import InputError
 
 DEPTH_LIMIT = 64
+NODE_LIMIT = 4_000_000  # values; a header of 300,000 tensors has 3 million
 
 
 def read_small_file(path: Path, limit: int) -> bytes:
@@ -37,6 +38,8 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
 
 def parse_json(raw: bytes, what: str) -> dict[str, Any]:
     """The JSON object in `raw`; `what` names its place in the message of the InputError."""
+    if sum(map(raw.count, (b"{", b"[", b","))) > NODE_LIMIT:  # before the parser makes objects of them
+        raise InputError(f"{what} holds more than the {NODE_LIMIT} values that are allowed")
     try:
         value = json.loads(
             raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite

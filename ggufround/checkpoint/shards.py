@@ -18,7 +18,7 @@ from ggufround.checkpoint.spec import TensorRef
 from ggufround.errors import InputError
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the reference implementation
-COUNT_LIMIT = 1_000_000  # tensors of one file
+COUNT_LIMIT = 300_000  # tensors of one file
 MAX_DIMS = 16
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,

@@ -87,6 +87,7 @@ BAD = {
     "a number of 5000 digits": (b'{"a": {"shape": [' + b"9" * 5000 + b"]}}", "JSON"),
     "nested 100 deep": (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "nested"),
     "nested 100000 deep": (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested"),
+    "3 million objects": (b'{"a": [' + b"{}," * 3_000_000 + b"1]}", "4000000 values"),
     "metadata that is no object": ({"__metadata__": 1, "a": entry(0, 32, (8,))}, "__metadata__"),
     "metadata that is not strings": ({"__metadata__": {"a": {}}, "a": entry(0, 32, (8,))}, "__metadata__"),
     "an entry that is no object": ({"a": 7}, "'a' is not just"),
