@@ -23,7 +23,10 @@ from ggufround.formats.gguf import GGUFSink
 from ggufround.journal import Done
 from ggufround.planning import Plan, Slab, Target, is_copy
 from ggufround.preflight import workspace_bytes
+from ggufround.quants.spec import QuantType
 from ggufround_kernels import absmax, first_nonfinite
+
+LARGE = 1e4  # magnitudes from which a float16 (65504 at most) may overflow
 
 
 class Workspace(NamedTuple):
@@ -145,7 +148,20 @@ def _packed(
     if output.name in target.scaled:
         weights = weights / work.scales[output.name][expert]
     kind.quantize(weights, _importance(work.plan, output, expert), work.plan.recipe.search, rows)
+    if absmax(weights) > LARGE:
+        _check_finite(output, kind, rows)
     return rows.reshape(-1)
+
+
+def _check_finite(output: Output, kind: QuantType, rows: NDArray[np.uint8]) -> None:
+    """Weights that are finite themselves can overflow a float16 scale; llama.cpp refuses such a file."""
+    stored = np.empty((len(rows), output.shape[-1]), np.float32)
+    kind.unpack(rows, stored)
+    if not np.isfinite(absmax(stored)):
+        raise WeightError(
+            f"{output.name} has weights too large for {kind.name}, whose scales are float16; give it another type, "
+            f"e.g. --tensor-type '{output.name}=bf16'"
+        )
 
 
 def _importance(plan: Plan, output: Output, expert: int) -> NDArray[np.float32] | None:

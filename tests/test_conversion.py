@@ -205,6 +205,13 @@ def test_nan_or_infinity_stops_at_the_named_tensor_and_keeps_the_work(
     assert (tmp_path / "x.gguf.journal").exists()
 
 
+def test_a_weight_that_float16_cannot_hold_stops_with_the_way_out(llama: Path, tmp_path: Path) -> None:
+    model = broken(llama, tmp_path / "model", 3e8)
+    with pytest.raises(WeightError, match=r"blk\.1\.ffn_up\.weight has weights too large for Q8_0.*bf16"):
+        convert(model, tmp_path / "x.gguf", type="q8_0")
+    convert(model, tmp_path / "y.gguf", type="bf16")
+
+
 def test_a_disk_that_fills_stops_at_the_named_tensor_and_the_run_goes_on_later(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
