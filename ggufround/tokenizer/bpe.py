@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import IntEnum
-from typing import Any
 
 from ggufround.errors import InputError
 from ggufround.gguf_file import Field, Kind, array, boolean, string
@@ -65,7 +65,7 @@ def load_bpe(files: Files, pre: str | None, vocab_size: int | None) -> Vocab | N
             "BPE is what is supported without a tokenizer.model"
         )
     size = check_size(tokenizer.size if vocab_size is None else vocab_size, str(tokenizer.source))
-    dropped = _fit(tokenizer, size)
+    tokenizer, dropped = _fit(tokenizer, size)
     found = find_pre(tokenizer, pre)
     tokens, types = _tokens(tokenizer, size)
     fields = {
@@ -137,63 +137,55 @@ def sentencepiece_fields(tokens: list[str], scores: list[float], types: list[int
     }
 
 
-def _fit(tokenizer: HuggingFace, size: int) -> tuple[str, ...]:
-    """Drops special tokens that no file gives an id and that have no row in the embedding; InputError for others."""
-    beyond = [token for token, row in tokenizer.added.items() if row.id >= size]
+def _fit(tokenizer: HuggingFace, size: int) -> tuple[HuggingFace, tuple[str, ...]]:
+    """Without the tokens that have no row in the embedding, and what to say about them; InputError if tokenizer.json
+    itself gives one such an id."""
+    fitting = {token: row for token, row in tokenizer.added.items() if row.id < size}
+    beyond = [token for token in tokenizer.added if token not in fitting]
     written = {at(token, "content") for token in items(tokenizer.document, "added_tokens")}
-    largest = max(tokenizer.vocab.values())
-    if largest >= size or any(token in written for token in beyond):
-        largest = max(largest, *(row.id for row in tokenizer.added.values()))
+    if max(tokenizer.vocab.values()) >= size or not written.isdisjoint(beyond):
+        largest = max([*tokenizer.vocab.values(), *(row.id for row in tokenizer.added.values())])
         raise InputError(
             f"{tokenizer.source} has the token id {largest}, but the model's vocabulary has {size} tokens; "
             "the tokenizer belongs to another model, or vocab_size in config.json is wrong"
         )
-    for token in beyond:
-        del tokenizer.added[token]
-    return tuple(f"special token {token!r} left out: it has no row in the embedding" for token in beyond)
+    notes = tuple(f"token {token!r} left out: it has no row in the embedding" for token in beyond)
+    return replace(tokenizer, added=fitting), notes
 
 
 def _tokens(tokenizer: HuggingFace, size: int) -> tuple[list[str], list[int]]:
-    tokens: list[str | None] = [None] * size
+    tokens = [f"[PAD{number}]" for number in range(size)]
+    types = [int(TokenType.UNUSED)] * size
     for token, number in tokenizer.vocab.items():
         tokens[number] = token
-    types = [int(TokenType.NORMAL)] * size
-    decode = _decoder(tokenizer)
+        types[number] = 1  # NORMAL
+    decoded = _decoded(tokenizer)
     for token, row in tokenizer.added.items():
-        text = token if row.normalized else decode(token, row.id)
+        text = decoded.get(token, token)
         types[row.id] = TokenType.CONTROL
         if not row.special and not looks_special(text):
             types[row.id] = TokenType.USER_DEFINED
             text = text.replace("\u2581", " ")
         tokens[row.id] = text
-    full = []
-    for number, text in enumerate(tokens):
-        if text is None:
-            types[number] = TokenType.UNUSED
-            text = f"[PAD{number}]"
-        full.append(text)
-    return full, types
+    return tokens, types
 
 
-def _decoder(tokenizer: HuggingFace) -> Any:
-    """What encoding and decoding makes of an added token that is matched before normalization: `decode` of its id."""
-    if at(tokenizer.document, "decoder", "type") != "ByteLevel":
-        whole: list[Any] = []
-
-        def decode(token: str, number: int) -> str:
-            whole.extend([] if whole else [load(tokenizer, tokenizer.document)])
-            return str(whole[0].decode(whole[0].encode(token, add_special_tokens=False).ids, skip_special_tokens=False))
-
-        return decode
-    byte_of = {letter: byte for byte, letter in byte_letters().items()}
-
-    def from_letters(token: str, number: int) -> str:
-        """The ByteLevel decoder: a token with a character that stands for no byte is kept as it is."""
-        if token.isascii() or not all(letter in byte_of for letter in token):
-            return token
-        return bytes(byte_of[letter] for letter in token).decode("utf-8", "replace")
-
-    return from_letters
+def _decoded(tokenizer: HuggingFace) -> dict[str, str]:
+    """The added tokens that are matched before normalization, encoded and decoded again: llama.cpp compares them with
+    the text as it is."""
+    tokens = [token for token, row in tokenizer.added.items() if not row.normalized]
+    if at(tokenizer.document, "decoder", "type") == "ByteLevel":
+        # this decoder keeps a token as it is if one of its characters stands for no byte
+        byte_of = {letter: byte for byte, letter in byte_letters().items()}
+        return {
+            token: bytes(byte_of[letter] for letter in token).decode("utf-8", "replace")
+            if all(letter in byte_of for letter in token)
+            else token
+            for token in tokens
+        }
+    whole = load(tokenizer, tokenizer.document)
+    ids = {token: whole.encode(token, add_special_tokens=False).ids for token in tokens}
+    return {token: whole.decode(ids[token], skip_special_tokens=False) for token in tokens}
 
 
 def _merges(tokenizer: HuggingFace) -> list[str]:
