@@ -10,7 +10,7 @@ follow from five sums, so a candidate costs one pass over the elements where the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,19 @@ from ggufround_kernels._lanes import (
 )
 
 f4 = np.float32
+
+
+class Grid(NamedTuple):
+    """Candidates of `search_affine`: the range is divided by top + start + step * k, k < steps, each with the codes'
+    rounding shifted by phase + phase_step * i, i < phases; then `refinements` from the best so far."""
+
+    start: float
+    step: float
+    steps: int
+    phase: float
+    phase_step: float
+    phases: int
+    refinements: int
 
 
 @kernel
@@ -210,9 +223,7 @@ def least_squares(sum_w: Any, sum_x: Any, sum_l: Any, sum_l2: Any, sum_xl: Any, 
 
 
 @kernel
-def search_affine(
-    x: Any, row: Any, w: Any, n: Any, top: Any, start: Any, step: Any, steps: Any, lloyd: Any, floor: Any
-) -> Any:
+def search_affine(x: Any, row: Any, w: Any, n: Any, top: Any, grid: Any, floor: Any) -> Any:
     """Continuous scale and shift of n elements with the sums of weights, of codes and of squared codes."""
     low = load(x, row)
     high = low
@@ -230,12 +241,14 @@ def search_affine(
     scale = extent / levels
     shift = -low
     best = broadcast(f4(-1.0))
-    best_l = broadcast(f4(0.0))
-    best_l2 = best_l
-    for k in range(steps + lloyd):
-        if k < steps:
-            tried = (levels + start + step * f4(k)) * inverse
-            offset = -low
+    best_l = sum_w * levels  # the codes of equal elements
+    best_l2 = best_l * levels
+    for k in range(grid.steps * grid.phases + grid.refinements):
+        if k < grid.steps * grid.phases:
+            parts = levels + f4(grid.start) + f4(grid.step) * f4(k // grid.phases)
+            phase = f4(grid.phase) + f4(grid.phase_step) * f4(k % grid.phases)
+            tried = parts * inverse
+            offset = extent * (-phase / parts) - low
         else:
             tried = select(scale > 0.0, f4(1.0) / scale, 0.0)
             offset = shift
@@ -281,16 +294,18 @@ def packed_error(x: Any, row: Any, w: Any, n: Any, top: Any, scale: Any, shift: 
 
 
 @kernel
-def search_scale(rows: Any, targets: Any, weights: Any, n: Any, top: Any, start: Any, step: Any, steps: Any) -> Any:
-    """The float16 super-scale among steps + 1 candidates whose rounded multiples come nearest to the targets."""
+def search_scale(rows: Any, targets: Any, weights: Any, n: Any, top: Any) -> Any:
+    """The float16 super-scale among 16 candidates whose multiples, 0 .. top, come nearest to the n targets.
+
+    targets, weights: first rows of the values and of the weights of their squared errors."""
     high = load(rows, targets)
     for j in range(1, n):
         high = larger(high, load(rows, targets + j))
     levels = f4(top)
     best = broadcast(f4(np.inf))
     result = round_half(high / levels)
-    for k in range(steps):
-        scale = round_half(high / (levels + start + step * f4(k)))
+    for k in range(16):
+        scale = round_half(high / (levels - f4(0.5) + f4(0.5) * f4(k)))
         inverse = select(scale > 0.0, f4(1.0) / scale, 0.0)
         error = broadcast(f4(0.0))
         for j in range(n):
@@ -301,3 +316,49 @@ def search_scale(rows: Any, targets: Any, weights: Any, n: Any, top: Any, start:
         best = select(better, error, best)
         result = select(better, scale, result)
     return smaller(result, f4(65504.0))
+
+
+@kernel
+def lift_weights(w: Any, n: Any) -> None:
+    """Raise zeros among n rows of weights to a trifle, so that elements without importance are rounded sensibly."""
+    total = sum_weights(w, 0, n)
+    trifle = select(total > 0.0, total * f4(2.0**-40), 1.0)
+    for i in range(n):
+        store(w, i, larger(load(w, i), trifle))
+
+
+@kernel
+def is_suspect(error: Any, noise: Any) -> Any:
+    """Lanes whose error is far from that of even rounding (step**2 / 12): data on a lattice, outliers, extreme weights.
+
+    Only there can the reference's own solution be better than ours; elsewhere it need not be computed."""
+    return ~((error > noise * f4(0.15)) & (error < noise * f4(2.0)))
+
+
+@kernel
+def keep_better(x: Any, w: Any, g: Any, held: Any, other: Any, errors: Any, suspects: Any) -> None:
+    """Replace suspect lanes of lane group g of `held` by the only group of `other` where its error is lower."""
+    block = x.shape[0]
+    groups = held.scales.shape[0] // held.d.shape[0]
+    d = load(other.d, 0)
+    dmin = load(other.dmin, 0)
+    scale = d
+    low = dmin
+    error = broadcast(f4(0.0))
+    for i in range(block):
+        if groups > 0:
+            j = i // (block // groups)
+            scale = d * to_float(load(other.scales, j))
+            low = -(dmin * to_float(load(other.mins, j)))
+        diff = scale * to_float(load(other.codes, i)) + low - load(x, i)
+        error += weigh(w, i, diff * diff)
+    better = (load(suspects, g) != 0) & (error < load(errors, g))
+    store(held.d, g, select(better, d, load(held.d, g)))
+    store(held.dmin, g, select(better, dmin, load(held.dmin, g)))
+    for i in range(block):
+        row = g * block + i
+        store(held.codes, row, select(better, load(other.codes, i), load(held.codes, row)))
+    for j in range(groups):
+        row = g * groups + j
+        store(held.scales, row, select(better, load(other.scales, j), load(held.scales, row)))
+        store(held.mins, row, select(better, load(other.mins, j), load(held.mins, row)))

@@ -35,6 +35,7 @@ class Layout(NamedTuple):
     block: int  # weights of a block
     nbytes: int  # bytes of a block
     groups: int  # sub-blocks of a block that have a stored scale and min
+    mins: bool = True  # False where value = scale * code, with no minimum anywhere
 
 
 class Stages(NamedTuple):
@@ -51,20 +52,28 @@ def codec(layout: Layout, stages: Stages) -> Codec:
     """The functions of one type over its stages."""
 
     def quantize(weights: F32, importance: F32 | None, search: Search, out: U8) -> None:
-        held, scratch, packed = _held(layout), stages.scratch(weights, importance), _bytes(layout)
+        held, scratch, packed = (
+            new_held(layout, lane_groups(layout)),
+            stages.scratch(weights, importance),
+            _bytes(layout),
+        )
         for first, count in _chunks(layout, weights):
             stages.searches[search](weights.reshape(-1), importance, first, count, held, scratch)
             stages.pack(held, first, count, out.reshape(-1), packed)
 
     def search(weights: F32, importance: F32 | None, search: Search) -> Rounded:
-        held, scratch, rounded = _held(layout), stages.scratch(weights, importance), _rounded(layout, weights.shape)
+        held, scratch, rounded = (
+            new_held(layout, lane_groups(layout)),
+            stages.scratch(weights, importance),
+            _rounded(layout, weights.shape),
+        )
         for first, count in _chunks(layout, weights):
             stages.searches[search](weights.reshape(-1), importance, first, count, held, scratch)
             _release(held, first, count, *_flat(rounded))
         return rounded
 
     def pack(rounded: Rounded, out: U8) -> None:
-        held, packed = _held(layout), _bytes(layout)
+        held, packed = new_held(layout, lane_groups(layout)), _bytes(layout)
         for first, count in _chunks(layout, rounded.codes):
             _hold(held, first, count, *_flat(rounded))
             stages.pack(held, first, count, out.reshape(-1), packed)
@@ -80,14 +89,25 @@ def _chunks(layout: Layout, weights: NDArray[Any]) -> Iterator[tuple[int, int]]:
     return ((first, min(size, blocks - first)) for first in range(0, blocks, size))
 
 
-def _held(layout: Layout) -> Held:
-    lane_groups = CHUNK_WEIGHTS // layout.block // LANES
+def lane_groups(layout: Layout) -> int:
+    """Lane groups of a chunk."""
+    return CHUNK_WEIGHTS // layout.block // LANES
+
+
+def suspect_groups(suspects: NDArray[np.uint8], count: int) -> list[int]:
+    """Which lane groups of a chunk of `count` blocks hold a marked block."""
+    marked = suspects.reshape(-1)[:count].nonzero()[0] // LANES
+    return sorted(set(marked.tolist()))
+
+
+def new_held(layout: Layout, count: int) -> Held:
+    """Room for `count` lane groups."""
     return Held(
-        codes=aligned((lane_groups * layout.block, LANES), np.uint8),
-        d=aligned((lane_groups, LANES), np.float32),
-        dmin=aligned((lane_groups, LANES), np.float32),
-        scales=aligned((lane_groups * layout.groups, LANES), np.uint8),
-        mins=aligned((lane_groups * layout.groups, LANES), np.uint8),
+        codes=aligned((count * layout.block, LANES), np.uint8),
+        d=aligned((count, LANES), np.float32),
+        dmin=aligned((count, LANES), np.float32),
+        scales=aligned((count * layout.groups, LANES), np.uint8),
+        mins=aligned((count * layout.groups, LANES), np.uint8),
     )
 
 
@@ -102,9 +122,9 @@ def _rounded(layout: Layout, shape: tuple[int, ...]) -> Rounded:
     return Rounded(
         codes=np.empty((rows, n), np.uint8),
         d=np.empty((rows, blocks), np.float32),
-        dmin=np.empty((rows, blocks), np.float32),
+        dmin=np.empty((rows, blocks), np.float32) if layout.mins else None,
         scales=np.empty((rows, blocks * layout.groups), np.uint8) if grouped else None,
-        mins=np.empty((rows, blocks * layout.groups), np.uint8) if grouped else None,
+        mins=np.empty((rows, blocks * layout.groups), np.uint8) if grouped and layout.mins else None,
     )
 
 
@@ -114,9 +134,7 @@ def _flat(rounded: Rounded) -> list[NDArray[Any]]:
 
 
 @kernel
-def _release(
-    held: Any, first: Any, count: Any, codes: Any, d: Any, dmin: Any, scales: Any, mins: Any
-) -> None:
+def _release(held: Any, first: Any, count: Any, codes: Any, d: Any, dmin: Any, scales: Any, mins: Any) -> None:
     """Held lanes to the flat fields of a Rounded, from block `first`."""
     block = held.codes.shape[0] // held.d.shape[0]
     groups = held.scales.shape[0] // held.d.shape[0]
@@ -125,9 +143,11 @@ def _release(
         lanes = min(LANES, first + count - begin)
         store_blocks(held.codes[g * block : (g + 1) * block], block, codes, begin, lanes)
         store_blocks(held.scales[g * groups : (g + 1) * groups], groups, scales, begin, lanes)
-        store_blocks(held.mins[g * groups : (g + 1) * groups], groups, mins, begin, lanes)
         store_floats(held.d[g : g + 1], 1, d, begin, lanes)
-        store_floats(held.dmin[g : g + 1], 1, dmin, begin, lanes)
+        if mins.size:
+            store_blocks(held.mins[g * groups : (g + 1) * groups], groups, mins, begin, lanes)
+        if dmin.size:
+            store_floats(held.dmin[g : g + 1], 1, dmin, begin, lanes)
 
 
 @kernel
@@ -140,6 +160,8 @@ def _hold(held: Any, first: Any, count: Any, codes: Any, d: Any, dmin: Any, scal
         lanes = min(LANES, first + count - begin)
         load_bytes(codes, begin, lanes, block, held.codes[g * block : (g + 1) * block])
         load_bytes(scales, begin, lanes, groups, held.scales[g * groups : (g + 1) * groups])
-        load_bytes(mins, begin, lanes, groups, held.mins[g * groups : (g + 1) * groups])
         load_blocks(d, begin, lanes, 1, held.d[g : g + 1])
-        load_blocks(dmin, begin, lanes, 1, held.dmin[g : g + 1])
+        if mins.size:
+            load_bytes(mins, begin, lanes, groups, held.mins[g * groups : (g + 1) * groups])
+        if dmin.size:
+            load_blocks(dmin, begin, lanes, 1, held.dmin[g : g + 1])

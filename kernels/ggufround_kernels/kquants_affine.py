@@ -8,10 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ggufround_kernels._affine import (
+    Grid,
     code_of,
     fit_affine,
     fit_scales,
+    is_suspect,
+    keep_better,
     least_squares,
+    lift_weights,
     packed_error,
     search_affine,
     search_scale,
@@ -39,32 +43,26 @@ from ggufround_kernels._lanes import (
     store_floats,
     to_float,
 )
-from ggufround_kernels._stages import Layout, Stages, codec
+from ggufround_kernels._stages import Held, Layout, Stages, codec, lane_groups, new_held, suspect_groups
 from ggufround_kernels.codec import F32, Codec
 
 f4 = np.float32
 BLOCK = 256
+TURNS = 3  # rounds of choosing scale and min codes, then refitting d and dmin
+TRIES = 5  # candidates of a sub-block in a round
 
 
 class Shape(NamedTuple):
-    """One type's numbers. `start` and `steps` are those of the reference's search without importance."""
+    """One type's numbers."""
 
     groups: int  # sub-blocks of a super-block
     size: int  # elements of a sub-block
     top: int  # highest code of an element
     high: int  # highest code of a sub-block's scale and min
-    start: float
+    spread: int  # sigma2 of the error's weights is spread * mean(x**2)
+    start: float  # the reference's candidates without importance: top + start + 0.1 * k, k = 0 .. steps
     steps: int
-    spread: int  # sigma2 of the weights is spread * mean(x**2)
-    o_start: float
-    o_step: float
-    o_steps: int
-    o_lloyd: int
-    d_start: float
-    d_step: float
-    d_steps: int
-    o_turns: int
-    o_tries: int
+    grid: Grid  # our own candidates
 
 
 class Scratch(NamedTuple):
@@ -74,6 +72,9 @@ class Scratch(NamedTuple):
     w: Any  # 256 rows: importance, then the weights of the error
     codes: Any  # 32 rows: codes of a sub-block
     rows: Any  # 12 times 16 rows: one value a sub-block
+    errors: Any  # one row a lane group: our own search's error
+    suspects: Any  # likewise, uint8: where the reference's may be lower
+    other: Held  # the reference's solution of one lane group
     shape: Shape
 
 
@@ -141,11 +142,12 @@ def _rtn(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: An
             for j in range(shape.groups):
                 sc = nearest(inverse_scale * load(s.rows, SCALE + j)) & 255
                 m = nearest(inverse_low * load(s.rows, SHIFT + j)) & 255
-                store(s.rows, SC + j, to_float(smaller(sc, shape.high)))
-                store(s.rows, M + j, to_float(smaller(m, shape.high)))
+                store(s.rows, SC + j, to_float(sc if shape.high == 15 else smaller(sc, 63)))
+                store(s.rows, M + j, to_float(m if shape.high == 15 else smaller(m, 63)))
         else:
             d = fit_scales(s.rows, SCALE, TOTAL, SC, shape.groups, shape.high)
             dmin = fit_scales(s.rows, SHIFT, TOTAL, M, shape.groups, shape.high)
+        _wrap_scales(shape, s.rows)
         d = round_half(d)
         dmin = round_half(dmin)
         store(held.d, g, d)
@@ -171,6 +173,32 @@ def _rtn(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: An
 
 
 @kernel
+def _wrap_scales(shape: Any, rows: Any) -> None:
+    """Scale and min codes as they come back from the reference's bytes.
+
+    Extreme importance can fit a negative scale, whose code is then above the field's highest and runs into its
+    neighbours: Q5_K clamps it, Q4_K and Q2_K do not."""
+    for j in range(shape.groups - 1, -1, -1):
+        sc = nearest(load(rows, SC + j))
+        m = nearest(load(rows, M + j))
+        if shape.high == 15:
+            byte = sc | (m << 4)
+            sc = byte & 15
+            m = (byte >> 4) & 15
+        elif shape.top == 31:
+            sc = smaller(sc, 63)
+            m = smaller(m, 63)
+        elif j < 4:
+            sc = sc & 63
+            m = m & 63
+        else:
+            sc = (sc & 63) | ((nearest(load(rows, SC + j - 4)) >> 6) << 4)
+            m = (m & 63) | ((nearest(load(rows, M + j - 4)) >> 6) << 4)
+        store(rows, SC + j, to_float(sc))
+        store(rows, M + j, to_float(m))
+
+
+@kernel
 def _opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
     shape = s.shape
     n = shape.size
@@ -178,13 +206,16 @@ def _opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: An
         begin = first + g * LANES
         _load_group(weights, importance, begin, min(LANES, first + count - begin), s)
         if importance is None:
-            d, dmin = _search_super(None, s)
+            d, dmin, error = _search_super(None, s)
         else:
-            d, dmin = _search_super(s.w, s)
+            lift_weights(s.w, BLOCK)
+            d, dmin, error = _search_super(s.w, s)
+        noise = broadcast(f4(0.0))
         for j in range(shape.groups):
             sc = load(s.rows, BEST_SC + j)
             m = load(s.rows, BEST_M + j)
             scale = d * sc
+            noise += load(s.rows, TOTAL + j) * scale * scale * f4(1.0 / 12.0)
             inverse = select(scale > 0.0, f4(1.0) / scale, 0.0)
             for i in range(n):
                 code = code_of(load(s.x, j * n + i), inverse, dmin * m, f4(shape.top))
@@ -193,6 +224,28 @@ def _opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: An
             store(held.mins, g * shape.groups + j, nearest(m))
         store(held.d, g, d)
         store(held.dmin, g, dmin)
+        store(s.errors, g, error)
+        store(s.suspects, g, select(is_suspect(error, noise), broadcast(np.int32(1)), 0))
+
+
+def _search_better(weights: F32, importance: F32 | None, first: int, count: int, held: Held, s: Scratch) -> None:
+    """Our own search; where its error is out of the ordinary, the better of it and the reference's solution."""
+    _opt(weights, importance, first, count, held, s)
+    for g in suspect_groups(s.suspects, count):
+        begin = first + g * LANES
+        lanes = min(LANES, first + count - begin)
+        _rtn(weights, importance, begin, lanes, s.other, s)
+        _keep_better(weights, importance, begin, lanes, g, held, s)
+
+
+@kernel
+def _keep_better(weights: Any, importance: Any, first: Any, count: Any, g: Any, held: Any, s: Any) -> None:
+    _load_group(weights, importance, first, count, s)
+    if importance is None:
+        keep_better(s.x, None, g, held, s.other, s.errors, s.suspects)
+    else:
+        lift_weights(s.w, BLOCK)
+        keep_better(s.x, s.w, g, held, s.other, s.errors, s.suspects)
 
 
 @kernel
@@ -201,9 +254,7 @@ def _search_super(w: Any, s: Any) -> Any:
     n = shape.size
     rows = s.rows
     for j in range(shape.groups):
-        scale, shift, sum_w, sum_x, sum_l, sum_l2 = search_affine(
-            s.x, j * n, w, n, shape.top, f4(shape.o_start), f4(shape.o_step), shape.o_steps, shape.o_lloyd, f4(0.0)
-        )
+        scale, shift, sum_w, sum_x, sum_l, sum_l2 = search_affine(s.x, j * n, w, n, shape.top, shape.grid, f4(0.0))
         store(rows, SCALE + j, scale)
         store(rows, SHIFT + j, shift)
         store(rows, TOTAL + j, sum_w)
@@ -214,18 +265,23 @@ def _search_super(w: Any, s: Any) -> Any:
     high = f4(shape.high)
     for j in range(shape.groups):
         sum_l = load(rows, SUM_L + j)
-        store(rows, INVERSE + j, load(rows, SUM_L2 + j) - sum_l * sum_l / load(rows, TOTAL + j))
-    d = search_scale(rows, SCALE, INVERSE, shape.groups, shape.high, f4(shape.d_start), f4(shape.d_step), shape.d_steps)
+        absorbed = sum_l * sum_l / load(rows, TOTAL + j)  # by the min, where it is free to move
+        free = load(rows, SHIFT + j) > 0.0
+        store(rows, INVERSE + j, load(rows, SUM_L2 + j) - select(free, absorbed, 0.0))
+    d = search_scale(rows, SCALE, INVERSE, shape.groups, shape.high)
     inverse = select(d > 0.0, f4(1.0) / d, 0.0)
     for j in range(shape.groups):
         scale = d * code_of(load(rows, SCALE + j), inverse, f4(0.0), high)
         shift = (scale * load(rows, SUM_L + j) - load(rows, SUM_X + j)) / load(rows, TOTAL + j)
         store(rows, OFFSET + j, larger(shift, 0.0))
-    dmin = search_scale(rows, OFFSET, TOTAL, shape.groups, shape.high, f4(shape.d_start), f4(shape.d_step), shape.d_steps)
+    dmin = search_scale(rows, OFFSET, TOTAL, shape.groups, shape.high)
     best_error = broadcast(f4(np.inf))
     best_d = d
     best_dmin = dmin
-    for turn in range(shape.o_turns):
+    for j in range(shape.groups):
+        store(rows, BEST_SC + j, broadcast(f4(0.0)))
+        store(rows, BEST_M + j, broadcast(f4(0.0)))
+    for _ in range(TURNS):
         inverse_d = select(d > 0.0, f4(1.0) / d, 0.0)
         inverse_dmin = select(dmin > 0.0, f4(1.0) / dmin, 0.0)
         total = broadcast(f4(0.0))
@@ -245,7 +301,7 @@ def _search_super(w: Any, s: Any) -> Any:
             new_l = kept_l
             new_l2 = kept_l
             new_xl = kept_l
-            for t in range(shape.o_tries):
+            for t in range(TRIES):
                 if t < 3:
                     sc = larger(smaller(middle + f4(t - 1), high), 0.0)
                     shift = (d * sc * kept_l - sum_x) / sum_w
@@ -287,7 +343,7 @@ def _search_super(w: Any, s: Any) -> Any:
         usable = solvable & (both > 0.0) & (lows > 0.0)
         d = select(usable, smaller(round_half(both), f4(65504.0)), d)
         dmin = select(usable, smaller(round_half(lows), f4(65504.0)), dmin)
-    return best_d, best_dmin
+    return best_d, best_dmin, best_error
 
 
 # block_q2_K: 16 bytes scale | min << 4; 64 bytes, elements l, l+32, l+64, l+96 of a half in bit pairs; d, dmin float16
@@ -424,16 +480,28 @@ def _unpack_q45_k(packed: Any, out: Any, s: Any) -> None:
         store_floats(x, BLOCK, out, first, count)
 
 
-
 def _codec(nbytes: int, shape: Shape, pack: Callable[..., None], unpack: Callable[..., None]) -> Codec:
+    layout = Layout(BLOCK, nbytes, shape.groups)
+
     def scratch(weights: F32, importance: F32 | None) -> Scratch:
-        return Scratch(*(aligned((rows, LANES), np.float32) for rows in (BLOCK, BLOCK, 32, 192)), shape)
+        x, w, codes, rows = (aligned((count, LANES), np.float32) for count in (BLOCK, BLOCK, 32, 192))
+        errors, suspects = (
+            aligned((lane_groups(layout), LANES), np.float32),
+            aligned((lane_groups(layout), LANES), np.uint8),
+        )
+        return Scratch(x, w, codes, rows, errors, suspects, new_held(layout, 1), shape)
 
-    return codec(Layout(BLOCK, nbytes, shape.groups), Stages({"rtn": _rtn, "opt-rtn": _opt}, pack, unpack, scratch))
+    return codec(layout, Stages({"rtn": _rtn, "opt-rtn": _search_better}, pack, unpack, scratch))
 
+
+# The grids of candidates are the best measured on the matrices of a real model at about 100 M weights/s (AVX-512):
+# Q5_K gains most from wide steps with fewer levels, Q2_K from shifted rounding.
+_Q2_K = Shape(16, 16, 3, 15, 1, -0.5, 15, Grid(-1.2, 0.4, 7, -0.2, 0.4, 3, 1))
+_Q4_K = Shape(8, 32, 15, 63, 2, -1.0, 20, Grid(-2.4, 0.4, 9, -0.2, 0.4, 3, 1))
+_Q5_K = Shape(8, 32, 31, 63, 2, -0.5, 15, Grid(-3.6, 0.6, 8, -0.2, 0.3, 3, 1))
 
 CODECS: dict[str, Codec] = {
-    "Q2_K": _codec(84, Shape(16, 16, 3, 15, -0.5, 15, 1, -0.9, 0.15, 13, 1, -0.5, 0.25, 16, 2, 5), _pack_q2_k, _unpack_q2_k),
-    "Q4_K": _codec(144, Shape(8, 32, 15, 63, -1.0, 20, 2, -1.2, 0.2, 12, 1, -0.5, 0.5, 16, 2, 5), _pack_q4_k, _unpack_q45_k),
-    "Q5_K": _codec(176, Shape(8, 32, 31, 63, -0.5, 15, 2, -1.2, 0.2, 12, 1, -0.5, 0.5, 16, 2, 5), _pack_q5_k, _unpack_q45_k),
+    "Q2_K": _codec(84, _Q2_K, _pack_q2_k, _unpack_q2_k),
+    "Q4_K": _codec(144, _Q4_K, _pack_q4_k, _unpack_q45_k),
+    "Q5_K": _codec(176, _Q5_K, _pack_q5_k, _unpack_q45_k),
 }

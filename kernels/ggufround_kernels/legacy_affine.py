@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ggufround_kernels._affine import code_of, fit_affine, search_affine
+from ggufround_kernels._affine import (
+    Grid,
+    code_of,
+    fit_affine,
+    is_suspect,
+    keep_better,
+    lift_weights,
+    packed_error,
+    search_affine,
+)
 from ggufround_kernels._jit import kernel
 from ggufround_kernels._lanes import (
     LANES,
@@ -34,7 +43,7 @@ from ggufround_kernels._lanes import (
     to_float,
     truncate,
 )
-from ggufround_kernels._stages import Layout, Stages, codec
+from ggufround_kernels._stages import Held, Layout, Stages, codec, lane_groups, new_held, suspect_groups
 from ggufround_kernels.codec import F32, Codec
 
 f4 = np.float32
@@ -43,6 +52,7 @@ BLOCK = 32
 
 class Shape(NamedTuple):
     top: int  # highest code
+    grid: Grid
 
 
 class Scratch(NamedTuple):
@@ -52,6 +62,9 @@ class Scratch(NamedTuple):
     w: Any  # 32 rows: weights of the error
     codes: Any  # 32 rows
     variances: Any  # mean of x**2 of every row of the matrix; empty without importance
+    errors: Any  # one row a lane group: our own search's error
+    suspects: Any  # likewise, uint8: where the reference's may be lower
+    other: Held  # the reference's solution of one lane group
     shape: Shape
 
 
@@ -133,27 +146,50 @@ def _opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: An
         begin = first + g * LANES
         _load_group(weights, importance, begin, min(LANES, first + count - begin), s)
         if importance is None:
-            d, low = _fit_block(None, s)
+            d, low, error, noise = _fit_block(None, s)
         else:
-            d, low = _fit_block(s.w, s)
+            lift_weights(s.w, BLOCK)
+            d, low, error, noise = _fit_block(s.w, s)
         inverse = select(d > 0.0, f4(1.0) / d, 0.0)
         for i in range(BLOCK):
             code = code_of(load(s.x, i), inverse, -low, f4(s.shape.top))
             store(held.codes, g * BLOCK + i, nearest(code))
         store(held.d, g, d)
         store(held.dmin, g, low)
+        store(s.errors, g, error)
+        store(s.suspects, g, select(is_suspect(error, noise), broadcast(np.int32(1)), 0))
+
+
+def _search_better(weights: F32, importance: F32 | None, first: int, count: int, held: Held, s: Scratch) -> None:
+    """Our own search; where its error is out of the ordinary, the better of it and the reference's solution."""
+    _opt(weights, importance, first, count, held, s)
+    for g in suspect_groups(s.suspects, count):
+        begin = first + g * LANES
+        lanes = min(LANES, first + count - begin)
+        _rtn(weights, importance, begin, lanes, s.other, s)
+        _keep_better(weights, importance, begin, lanes, g, held, s)
+
+
+@kernel
+def _keep_better(weights: Any, importance: Any, first: Any, count: Any, g: Any, held: Any, s: Any) -> None:
+    _load_group(weights, importance, first, count, s)
+    if importance is None:
+        keep_better(s.x, None, g, held, s.other, s.errors, s.suspects)
+    else:
+        lift_weights(s.w, BLOCK)
+        keep_better(s.x, s.w, g, held, s.other, s.errors, s.suspects)
 
 
 @kernel
 def _fit_block(w: Any, s: Any) -> Any:
-    """float16 scale and minimum of each lane's block."""
-    scale, shift, sum_w, sum_x, sum_l, _ = search_affine(
-        s.x, 0, w, BLOCK, s.shape.top, f4(-1.4), f4(0.1), 20, 2, f4(-np.inf)
-    )
+    """float16 scale and minimum of each lane's block, the error they leave, and that of even rounding."""
+    scale, shift, sum_w, sum_x, sum_l, _ = search_affine(s.x, 0, w, BLOCK, s.shape.top, s.shape.grid, f4(-np.inf))
     limit = f4(65504.0)
     d = smaller(round_half(scale), limit)
     low = select(sum_l > 0.0, (sum_x - d * sum_l) / sum_w, -shift)  # the minimum that suits the rounded scale
-    return d, larger(smaller(round_half(low), limit), -limit)
+    low = larger(smaller(round_half(low), limit), -limit)
+    error, _, _, _ = packed_error(s.x, 0, w, BLOCK, s.shape.top, d, -low)
+    return d, low, error, sum_w * d * d * f4(1.0 / 12.0)
 
 
 @kernel
@@ -214,18 +250,24 @@ def _unpack(packed: Any, out: Any, s: Any) -> None:
 
 
 def _codec(nbytes: int, shape: Shape, pack: Callable[..., None]) -> Codec:
+    layout = Layout(BLOCK, nbytes, 0)
+
     def scratch(weights: F32, importance: F32 | None) -> Scratch:
         rows = len(weights)
         variances = np.empty(0 if importance is None else rows, np.float32)
         if importance is not None:
             _row_variances(weights.reshape(-1), rows, variances)
         x, w, codes = (aligned((BLOCK, LANES), np.float32) for _ in range(3))
-        return Scratch(x, w, codes, variances, shape)
+        errors, suspects = (
+            aligned((lane_groups(layout), LANES), np.float32),
+            aligned((lane_groups(layout), LANES), np.uint8),
+        )
+        return Scratch(x, w, codes, variances, errors, suspects, new_held(layout, 1), shape)
 
-    return codec(Layout(BLOCK, nbytes, 0), Stages({"rtn": _rtn, "opt-rtn": _opt}, pack, _unpack, scratch))
+    return codec(layout, Stages({"rtn": _rtn, "opt-rtn": _search_better}, pack, _unpack, scratch))
 
 
 CODECS: dict[str, Codec] = {
-    "Q4_1": _codec(20, Shape(top=15), _pack_q4_1),
-    "Q5_1": _codec(24, Shape(top=31), _pack_q5_1),
+    "Q4_1": _codec(20, Shape(top=15, grid=Grid(-2.4, 0.4, 9, -0.2, 0.4, 3, 1)), _pack_q4_1),
+    "Q5_1": _codec(24, Shape(top=31, grid=Grid(-3.6, 0.6, 8, -0.4, 0.2, 5, 2)), _pack_q5_1),
 }
