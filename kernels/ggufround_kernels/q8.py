@@ -1,8 +1,9 @@
 """Q8_0: 32 weights as d * code, d float16, codes signed bytes in -127 .. 127.
 
-With 8 bits the errors of a block are as good as random in d: scales half a percent apart round its weights anew, and
-the best of a dozen has a fifth less squared error than the first. `opt-rtn` tries those that map the peak to 127.4 down
-to 120, each as float16 stores it, and then fits d to the best one's codes.
+With 8 bits the errors of a block are as good as random in d: a scale half a percent away rounds its weights anew, and
+the best of a dozen has a fifth less squared error than the first. `opt-rtn` tries those that put the peak on 127.4 down
+to 120, each as float16 stores it, then fits d to the best one's codes by least squares. It takes 32 blocks on lanes;
+all else takes a block as one vector.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ggufround_kernels._chunks import Kernels, Layout, codec
 from ggufround_kernels._jit import kernel
 from ggufround_kernels._lanes import (
     LANES,
@@ -18,122 +20,154 @@ from ggufround_kernels._lanes import (
     broadcast,
     larger,
     load,
+    load_blocks,
     round_even,
     round_half,
     select,
     smaller,
+    sqrt,
     store,
     store_floats,
+    to_float,
+    truncate,
 )
-from ggufround_kernels._rows import Layout, Stages, codec, load_weighted, peak
+from ggufround_kernels._vector import (
+    half_bits_of,
+    half_value_of,
+    load_at,
+    peak,
+    round_away,
+    round_half_of,
+    store_at,
+)
 from ggufround_kernels.codec import Codec
 
-f4 = np.float32
-BLOCK = 32
-BELOW_HALF = np.float32(0.49999997)  # adding it and cutting off rounds halves away from zero, as roundf, below 2**22
+BLOCK, NBYTES = 32, 34
+ZERO = np.float32(0)
+ONE = np.float32(1)
+TOP = np.float32(127)
+HALF_MAX = np.float32(65504)
+
+# opt-rtn: the codes, as real numbers, that a block's peak may get
 TARGETS = np.array([127.4, 126.6, 126, 125.4, 124.7, 124, 123.4, 122.7, 122, 121.3, 120.6, 120], np.float32)
 
 
-# quantize_row_q8_0_ref
 @kernel
-def _rtn(weights: Any, importance: Any, start: Any, scales: Any, factors: Any) -> None:
-    bits = weights.view(np.int32)
-    peaks = factors.view(np.int32)
-    for b in range(scales.size):
-        peaks[b] = peak(bits, b * BLOCK, BLOCK)
-    for b in range(scales.size):
-        d = factors[b] / f4(127.0)
-        inverse = f4(1.0) / d
-        scales[b] = d
-        factors[b] = inverse if d > f4(0.0) and inverse < f4(np.inf) else f4(0.0)  # the reference: (int8_t) inf is 0
+def inverse_of(d: Any) -> Any:
+    """1 / d, but 0 where that is infinite: there the reference's codes are 0, and d is 0 as a float16."""
+    inverse = ONE / d
+    return inverse if inverse < np.float32(np.inf) else ZERO
 
 
 @kernel
-def _try(x: Any, w: Any, d: Any) -> Any:
-    """Error of the blocks on lanes with scale d, and the sums of the least-squares scale for its codes."""
-    inverse = select(d > 0.0, f4(1.0) / d, 0.0)
-    error = broadcast(f4(0.0))
-    sum_xl = error
-    sum_l2 = error
+def rtn(weights: Any, importance: Any, per_row: Any, first: Any, codes: Any, scales: Any) -> None:
+    """quantize_row_q8_0_ref: the codes are those of d before it is rounded to float16."""
+    for b in range(scales.size):
+        x = load_at(weights, b * BLOCK)
+        d = peak(absolute(x)) / TOP
+        scales[b] = round_half_of(d)
+        store_at(codes, b * BLOCK, round_away(x * inverse_of(d)))
+
+
+@kernel
+def load_group(weights: Any, importance: Any, per_row: Any, start: Any, first: Any, count: Any, x: Any, w: Any) -> None:
+    """Blocks first .. first+count to the lanes of x; with importance, importance * sqrt(mean(x**2) + x**2) to w."""
+    load_blocks(weights, first, count, BLOCK, x)
+    if importance is None:
+        return
+    for lane in range(LANES):
+        column = (start + first + min(lane, count - 1)) % per_row * BLOCK
+        for i in range(BLOCK):
+            w[i, lane] = importance[column + i]
+    squares = broadcast(ZERO)
     for i in range(BLOCK):
         v = load(x, i)
-        code = larger(smaller(round_even(v * inverse), 127.0), -127.0)
+        squares = squares + v * v
+    for i in range(BLOCK):
+        v = load(x, i)
+        store(w, i, load(w, i) * sqrt(squares / np.float32(BLOCK) + v * v))
+
+
+@kernel
+def storable(d: Any) -> Any:
+    """Lanes of scales as they will be stored: float16 values, never infinite."""
+    return smaller(round_half(d), HALF_MAX)
+
+
+@kernel
+def nearest_codes(x: Any, inverse: Any) -> Any:
+    return larger(smaller(round_even(x * inverse), TOP), -TOP)
+
+
+@kernel
+def attempt(x: Any, w: Any, d: Any) -> Any:
+    """The error of each lane's block under scale d, and the sums w x l and w l^2 over its codes l."""
+    inverse = select(d > ZERO, ONE / d, ZERO)
+    error, xl, ll = broadcast(ZERO), broadcast(ZERO), broadcast(ZERO)
+    for i in range(BLOCK):
+        v = load(x, i)
+        code = nearest_codes(v, inverse)
         rest = v - d * code
         if w is None:
-            error = error + rest * rest
-            sum_xl = sum_xl + v * code
-            sum_l2 = sum_l2 + code * code
+            error, xl, ll = error + rest * rest, xl + v * code, ll + code * code
         else:
-            weight = load(w, i)
-            error = error + weight * rest * rest
-            sum_xl = sum_xl + weight * v * code
-            sum_l2 = sum_l2 + weight * code * code
-    return error, sum_xl, sum_l2
+            weighted = load(w, i) * code
+            error, xl, ll = error + load(w, i) * rest * rest, xl + weighted * v, ll + weighted * code
+    return error, xl, ll
 
 
 @kernel
-def _search(x: Any, w: Any) -> Any:
-    """The best float16 scale of each block on lanes."""
-    top = absolute(load(x, 0))
+def best_scale(x: Any, w: Any) -> Any:
+    """The float16 scale of each lane's block with the least error, rtn's among those that are tried."""
+    largest = absolute(load(x, 0))
     for i in range(1, BLOCK):
-        top = larger(absolute(load(x, i)), top)
-    best = smaller(round_half(top / f4(127.0)), 65504.0)
-    least, best_xl, best_l2 = _try(x, w, best)
+        largest = larger(absolute(load(x, i)), largest)
+    best = storable(largest / TOP)
+    least, best_xl, best_ll = attempt(x, w, best)
     for target in TARGETS:
-        d = smaller(round_half(top / target), 65504.0)
-        error, sum_xl, sum_l2 = _try(x, w, d)
+        d = storable(largest / target)
+        error, xl, ll = attempt(x, w, d)
         better = error < least
-        least = select(better, error, least)
-        best = select(better, d, best)
-        best_xl = select(better, sum_xl, best_xl)
-        best_l2 = select(better, sum_l2, best_l2)
-    d = smaller(round_half(select(best_l2 > 0.0, best_xl / best_l2, best)), 65504.0)
-    error, _, _ = _try(x, w, d)
-    return select(error < least, d, best)
+        least, best = select(better, error, least), select(better, d, best)
+        best_xl, best_ll = select(better, xl, best_xl), select(better, ll, best_ll)
+    fitted = storable(select(best_ll > ZERO, best_xl / best_ll, best))
+    error, _, _ = attempt(x, w, fitted)
+    return select(error < least, fitted, best)
 
 
 @kernel
-def _opt(weights: Any, importance: Any, start: Any, scales: Any, factors: Any) -> None:
-    x = np.empty((BLOCK, LANES), np.float32)
-    w = np.empty((BLOCK, LANES), np.float32)
+def opt(weights: Any, importance: Any, per_row: Any, first: Any, codes: Any, scales: Any) -> None:
+    x, w = np.empty((BLOCK, LANES), np.float32), np.empty((BLOCK, LANES), np.float32)
     row = np.empty((1, LANES), np.float32)
-    for first in range(0, scales.size, LANES):
-        count = min(LANES, scales.size - first)
-        load_weighted(weights, importance, start, first, count, BLOCK, x, w)
+    for begin in range(0, scales.size, LANES):
+        count = min(LANES, scales.size - begin)
+        load_group(weights, importance, per_row, first, begin, count, x, w)
         if importance is None:
-            d = _search(x, None)
+            store(row, 0, best_scale(x, None))
         else:
-            d = _search(x, w)
-        store(row, 0, d)
-        store_floats(row, 1, scales, first, count)
+            store(row, 0, best_scale(x, w))
+        store_floats(row, 1, scales, begin, count)
     for b in range(scales.size):
-        factors[b] = f4(1.0) / scales[b] if scales[b] > f4(0.0) else f4(0.0)
+        inverse = inverse_of(scales[b])
+        store_at(codes, b * BLOCK, truncate(nearest_codes(load_at(weights, b * BLOCK), inverse)))
+
+
+# block_q8_0: float16 d; 32 signed bytes
+@kernel
+def pack(codes: Any, scales: Any, packed: Any) -> None:
+    for b in range(scales.size):
+        d16 = half_bits_of(scales[b])
+        packed[b * NBYTES] = d16 & 0xFF
+        packed[b * NBYTES + 1] = d16 >> 8
+        store_at(packed, b * NBYTES + 2, load_at(codes, b * BLOCK))
 
 
 @kernel
-def _encode(weights: Any, factors: Any, codes: Any) -> None:
-    for b in range(factors.size):
-        for i in range(b * BLOCK, b * BLOCK + BLOCK):
-            y = weights[i] * factors[b]
-            y = min(max(y, f4(-127.0)), f4(127.0))
-            codes[i] = np.int32(y + (BELOW_HALF if y > f4(0.0) else -BELOW_HALF))
+def unpack(packed: Any, weights: Any) -> None:
+    for b in range(weights.size // BLOCK):
+        d = half_value_of(packed[b * NBYTES] | (packed[b * NBYTES + 1] << 8))
+        code = (load_at(packed, b * NBYTES + 2) << 24) >> 24
+        store_at(weights, b * BLOCK, to_float(code) * d)
 
 
-# block_q8_0: d float16; 32 int8
-@kernel
-def _pack(codes: Any, packed: Any) -> None:
-    for b in range(len(packed)):
-        for i in range(BLOCK):
-            packed[b, 2 + i] = codes[b * BLOCK + i]
-
-
-@kernel
-def _unpack(packed: Any, scales: Any, out: Any) -> None:
-    for b in range(len(packed)):
-        for i in range(BLOCK):
-            out[b * BLOCK + i] = scales[b] * f4(np.int8(packed[b, 2 + i]))
-
-
-CODECS: dict[str, Codec] = {
-    "Q8_0": codec(Layout(BLOCK, 34, BLOCK, 0, True), Stages({"rtn": _rtn, "opt-rtn": _opt}, _encode, _pack, _unpack)),
-}
+CODECS: dict[str, Codec] = {"Q8_0": codec(Layout(BLOCK, NBYTES), Kernels({"rtn": rtn, "opt-rtn": opt}, pack, unpack))}
