@@ -10,7 +10,9 @@ Functions (lanes are those of `_lanes.py`)
     store_at(array, i, v)   the inverse; an i32 into a uint8 array keeps the low 8 bits
     total(v), peak(v)       scalar: the sum, the largest element of an f32
     totals16(v), peaks16(v) lanes: each holds the sum, the largest element of its half of 16
-    first_of(v)             scalar: lane 0
+    lane_of(v, lane)        scalar: one lane
+    bits_of(x)              scalar: the int32 that has the bits of a float32
+    from_bits_of(i)         scalar: the inverse
     round_away(x)           i32: nearest, halves away from zero (C's roundf); for |x| < 2**22, which includes no infinity
     half_bits_of(x)         scalar: float16 bits of a float32
     round_half_of(x)        scalar: its float16 value
@@ -152,14 +154,14 @@ peaks16 = intrinsic(_butterfly(_larger))
 
 
 @intrinsic
-def first_of(typingctx: Any, value: Any) -> Any:
-    """Lane 0 as a scalar."""
+def lane_of(typingctx: Any, value: Any, lane: Any) -> Any:
+    """One lane as a scalar."""
     scalar = {f32: types.float32, i32: types.int32}[value]
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        return builder.extract_element(args[0], ir.Constant(_INDEX, 0))
+        return builder.extract_element(args[0], args[1])
 
-    return scalar(value), emit
+    return scalar(value, lane), emit
 
 
 @kernel
@@ -169,18 +171,30 @@ def round_away(x: Any) -> Any:
 
 
 @kernel
+def bits_of(x: Any) -> Any:
+    """The int32 that has the bits of a float32."""
+    return lane_of(bits(broadcast(x)), 0)
+
+
+@kernel
+def from_bits_of(i: Any) -> Any:
+    """The float32 that has the low 32 bits of an integer."""
+    return lane_of(from_bits(broadcast(np.int32(i))), 0)
+
+
+@kernel
 def half_bits_of(x: Any) -> Any:
     """float16 bits of a scalar."""
-    return first_of(half_bits(broadcast(x)))
+    return lane_of(half_bits(broadcast(x)), 0)
 
 
 @kernel
 def round_half_of(x: Any) -> Any:
     """A scalar rounded to the nearest float16 value."""
-    return first_of(half_value(half_bits(broadcast(x))))
+    return lane_of(half_value(half_bits(broadcast(x))), 0)
 
 
 @kernel
 def half_value_of(half: Any) -> Any:
     """The float32 value of float16 bits."""
-    return first_of(half_value(broadcast(np.int32(half))))
+    return lane_of(half_value(broadcast(np.int32(half))), 0)
