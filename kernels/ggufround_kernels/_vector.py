@@ -13,7 +13,7 @@ Functions (lanes are those of `_lanes.py`)
     lane_of(v, lane)        scalar: one lane
     bits_of(x)              scalar: the int32 that has the bits of a float32
     from_bits_of(i)         scalar: the inverse
-    round_away(x)           i32: nearest, halves away from zero (C's roundf); for |x| < 2**22, which includes no infinity
+    round_away(x)           i32: nearest, halves away from zero (C's roundf); for |x| < 2**22
     half_bits_of(x)         scalar: float16 bits of a float32
     round_half_of(x)        scalar: its float16 value
 """

@@ -24,6 +24,7 @@ from ggufround_kernels._jit import kernel
 from ggufround_kernels._lanes import (
     LANES,
     absolute,
+    any_lane,
     bits,
     broadcast,
     from_bits,
@@ -51,10 +52,12 @@ MX_BLOCK, MX_BYTES = 32, 17
 NV_BLOCK, NV_BYTES, NV_GROUP = 64, 36, 16
 ZERO = np.float32(0)
 ONE = np.float32(1)
+INFINITY = np.float32(np.inf)
 MAGIC = np.float32(12582912)  # 1.5 * 2^23: adding it rounds to whole numbers
-E8M0_TOP = 252  # the exponent for the largest float32
+E8M0_TOP = 252  # 6 times its scale is the largest that a float32 can hold
 UE4M3_TOP = 126  # the code of 448
 UE4M3_NORMAL = np.float32(2.0**-6)
+FAR = np.float32(2.0**20)  # magnitudes so far above 6 * 448 that differences to the values may be rounded
 
 # opt-rtn: what is tried beside rtn's scale, added to its code
 MX_STEPS = np.array([1, -1, -2], np.int32)
@@ -82,6 +85,20 @@ def codes_of(x: Any, d: Any) -> Any:
     code = broadcast(np.int32(0))
     for border in (0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0):
         code = code + select(a > d * np.float32(border), broadcast(np.int32(1)), 0)
+    return code | select(code > 0, (bits(x) >> 28) & 8, 0)
+
+
+@kernel
+def codes_compared(x: Any, d: Any) -> Any:
+    """i32: the code whose float32 difference is least, the first of equals. Other codes than `codes_of` only where
+    magnitudes are so large beside d that differences are rounded: then many are equal."""
+    a = absolute(x)
+    least, code = a, broadcast(np.int32(0))
+    for k in range(1, 8):
+        value = values_of(broadcast(np.int32(k)))
+        miss = absolute(value * d - a)
+        code = select(miss < least, broadcast(np.int32(k)), code)
+        least = select(miss < least, miss, least)
     return code | select(code > 0, (bits(x) >> 28) & 8, 0)
 
 
@@ -146,7 +163,7 @@ def opt_mxfp4(weights: Any, importance: Any, per_row: Any, first: Any, codes: An
         for step in MX_STEPS:
             unit = half_e8m0(128 + step)
             miss = a - level(a * half_e8m0(128 - step)) * unit
-            error = total(w * miss * miss)
+            error = total(w * miss * miss) if e + step <= E8M0_TOP else INFINITY
             chosen = step if error < best else chosen
             best = error if error < best else best
         e = max(e + chosen, 0)
@@ -210,9 +227,13 @@ def rtn_nvfp4(weights: Any, importance: Any, per_row: Any, first: Any, codes: An
     """quantize_row_nvfp4_ref."""
     for v in range(scales.size // 2):
         x = load_at(weights, v * LANES)
-        code = ue4m3_reference(peaks16(absolute(x)) / np.float32(6))
+        largest = peaks16(absolute(x))
+        code = ue4m3_reference(largest / np.float32(6))
         store_scales(scales, v, code)
-        store_at(codes, v * LANES, codes_of(x, half_ue4m3(code)))
+        if any_lane(largest > FAR):
+            store_at(codes, v * LANES, codes_compared(x, half_ue4m3(code)))
+        else:
+            store_at(codes, v * LANES, codes_of(x, half_ue4m3(code)))
 
 
 @kernel
@@ -274,9 +295,11 @@ def unpack_nvfp4(packed: Any, weights: Any) -> None:
 
 CODECS: dict[str, Codec] = {
     "MXFP4": codec(
-        Layout(MX_BLOCK, MX_BYTES, scales=1), Kernels({"rtn": rtn_mxfp4, "opt-rtn": opt_mxfp4}, pack_mxfp4, unpack_mxfp4)
+        Layout(MX_BLOCK, MX_BYTES, scales=1),
+        Kernels({"rtn": rtn_mxfp4, "opt-rtn": opt_mxfp4}, pack_mxfp4, unpack_mxfp4),
     ),
     "NVFP4": codec(
-        Layout(NV_BLOCK, NV_BYTES, scales=4), Kernels({"rtn": rtn_nvfp4, "opt-rtn": opt_nvfp4}, pack_nvfp4, unpack_nvfp4)
+        Layout(NV_BLOCK, NV_BYTES, scales=4),
+        Kernels({"rtn": rtn_nvfp4, "opt-rtn": opt_nvfp4}, pack_nvfp4, unpack_nvfp4),
     ),
 }

@@ -39,7 +39,7 @@ from ggufround_kernels._vector import (
     store_at,
     total,
 )
-from ggufround_kernels.codec import Codec
+from ggufround_kernels.codec import Codec, Search
 
 TQ_BLOCK, TQ1_BYTES, TQ2_BYTES = 256, 54, 66
 Q2_BLOCK, Q1_BLOCK, Q_BYTES = 64, 128, 18
@@ -257,8 +257,8 @@ def q2_error(x: Any, y: Any, v: Any, w: Any, d: Any) -> Any:
 @kernel
 def q2_fit(x: Any, y: Any, v: Any, w: Any, inverse: Any) -> Any:
     """sum w x l and sum w l^2 for the codes l that an inverse scale gives."""
-    k, l = quarters(x, inverse), quarters(y, inverse)
-    return total(v * x * k + w * y * l), total(v * k * k + w * l * l)
+    p, q = quarters(x, inverse), quarters(y, inverse)
+    return total(v * x * p + w * y * q), total(v * p * p + w * q * q)
 
 
 @kernel
@@ -389,7 +389,7 @@ def unpack_q1_0(packed: Any, weights: Any) -> None:
             weights[b * Q1_BLOCK + j] = d if bit else -d
 
 
-_TRITS = {"rtn": rtn_trits, "opt-rtn": opt_trits}
+_TRITS: dict[Search, Any] = {"rtn": rtn_trits, "opt-rtn": opt_trits}
 
 CODECS: dict[str, Codec] = {
     "TQ1_0": codec(Layout(TQ_BLOCK, TQ1_BYTES), Kernels(_TRITS, pack_tq1_0, unpack_tq1_0)),
