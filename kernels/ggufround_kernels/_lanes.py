@@ -206,7 +206,7 @@ def _pointer(context: Any, builder: ir.IRBuilder, array: Any, array_type: Any, r
 
 
 def _alignment(held: ir.VectorType) -> int:
-    """Bytes of one element: arrays from outside promise no more, and an unaligned load of aligned data costs nothing."""
+    """Bytes of one element: arrays from outside promise no more, and for aligned data it costs nothing."""
     return 1 if held.element == ir.IntType(8) else 4
 
 

@@ -110,7 +110,7 @@ def _load_group(weights: Any, importance: Any, first: Any, count: Any, s: Any) -
 
 
 @kernel
-def _rtn(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
+def _reference(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
     """quantize_row_qX_1_ref without importance, quantize_row_qX_1_impl with it."""
     top = s.shape.top
     for g in range((count + LANES - 1) // LANES):
@@ -160,13 +160,13 @@ def _opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: An
         store(s.suspects, g, select(is_suspect(error, noise), broadcast(np.int32(1)), 0))
 
 
-def _search_better(weights: F32, importance: F32 | None, first: int, count: int, held: Held, s: Scratch) -> None:
+def _better(weights: F32, importance: F32 | None, first: int, count: int, held: Held, s: Scratch) -> None:
     """Our own search; where its error is out of the ordinary, the better of it and the reference's solution."""
     _opt(weights, importance, first, count, held, s)
     for g in suspect_groups(s.suspects, count):
         begin = first + g * LANES
         lanes = min(LANES, first + count - begin)
-        _rtn(weights, importance, begin, lanes, s.other, s)
+        _reference(weights, importance, begin, lanes, s.other, s)
         _keep_better(weights, importance, begin, lanes, g, held, s)
 
 
@@ -264,7 +264,7 @@ def _codec(nbytes: int, shape: Shape, pack: Callable[..., None]) -> Codec:
         )
         return Scratch(x, w, codes, variances, errors, suspects, new_held(layout, 1), shape)
 
-    return codec(layout, Stages({"rtn": _rtn, "opt-rtn": _search_better}, pack, _unpack, scratch))
+    return codec(layout, Stages({"rtn": _reference, "opt-rtn": _better}, pack, _unpack, scratch))
 
 
 CODECS: dict[str, Codec] = {
