@@ -1,10 +1,10 @@
 """What the types without a minimum share: value = scale * code, the code signed, so only scales are searched for.
 
 A kernel takes 32 blocks at a time (a lane group) from the rows of a matrix to scratch laid out [element][lane]
-(`_lanes.py`), searches there, and leaves codes, scales and d in scratch: from there they are packed, or stored as they
-are. The recipes differ only in the search. Both walk through inverse scales 1/s, take the codes l = round(x / s), and
-judge codes by (sum w x l)^2 / sum w l^2, which is what their least-squares scale sum w x l / sum w l^2 takes off the
-error; the codes themselves are not kept, since the inverse scale gives them again.
+(`_lanes.py`), searches there, and leaves codes, scales and d as they will be stored (`_stages.py`). Both recipes walk
+through inverse scales 1/s, take the codes l = round(x / s), and judge them by (sum w x l)^2 / sum w l^2, which is what
+their least-squares scale sum w x l / sum w l^2 takes off the error; the codes themselves are not kept, since the
+inverse scale gives them again.
 
 `rtn` is llama.cpp's make_qx_quants, operation by operation: inverse scales within 3 to 20 % of -nmax / peak, peak being
 the value of largest magnitude, then codes for the rounded scale.
@@ -22,7 +22,6 @@ Without importance w = 1: the weights x^2 of llama.cpp pull towards the large va
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,10 +33,11 @@ from ggufround_kernels._lanes import (
     absolute,
     aligned,
     broadcast,
+    half_bits,
+    half_value,
     larger,
     load,
     load_blocks,
-    load_bytes,
     nearest,
     round_even,
     round_half,
@@ -45,12 +45,9 @@ from ggufround_kernels._lanes import (
     smaller,
     sqrt,
     store,
-    store_blocks,
-    store_floats,
     to_float,
 )
-from ggufround_kernels.codec import F32, U8, Codec, Search
-from ggufround_kernels.rounded import Rounded
+from ggufround_kernels.codec import F32
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
@@ -59,33 +56,29 @@ HALF_MAX = np.float32(65504)  # the largest float16
 
 IQ4 = 0  # in place of nmax: the codes index IQ4_VALUES
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_NO_MEANS = np.empty(0, np.float32)
 _LEVELS = np.array(IQ4_VALUES, np.float32)
 _BORDERS = (_LEVELS[1:] + _LEVELS[:-1]) / 2  # exact; a value on a border goes up, as in best_index_int8
 
 
 class Scratch(NamedTuple):
-    """One lane group. x: weights; w: importance, then the weight of each error; sigma2: for that; d: block scale. Of
-    each group, fitted: the scale found; inverse: the inverse scale that gave its codes; curvature: sum w l^2; kept: the
-    signed scale code. codes and scales as stored; packed: the block's bytes. All [n, 32]."""
+    """What a search works in, [n, LANES] of one lane group. x: weights; w: importance, then the weight of each error.
+    Of each group, fitted: the scale found; inverse: the inverse scale that gave its codes; curvature: sum w l^2; kept:
+    the signed scale code. means, flat: of x^2 over each row of the matrix, where the weights need it."""
 
     x: F32
     w: F32
-    sigma2: F32
-    d: F32
     fitted: F32
     inverse: F32
     curvature: F32
     kept: F32
-    codes: U8
-    scales: U8
-    packed: U8
+    means: F32
 
 
-def scratch(block: int, groups: int, nbytes: int) -> Scratch:
-    floats, small = (block, block, 1, 1, groups, groups, groups, groups), (block, groups, nbytes)
-    return Scratch(
-        *(aligned((n, LANES), np.float32) for n in floats), *(aligned((n, LANES), np.uint8) for n in small)
-    )
+def scratch(block: int, groups: int, means: F32 = _NO_MEANS) -> Scratch:
+    x, w = (aligned((block, LANES), np.float32) for _ in range(2))
+    fitted, inverse, curvature, kept = (aligned((groups, LANES), np.float32) for _ in range(4))
+    return Scratch(x, w, fitted, inverse, curvature, kept, means)
 
 
 def both_signs(*targets: NDArray[Any]) -> F32:
@@ -97,8 +90,9 @@ def both_signs(*targets: NDArray[Any]) -> F32:
 
 
 @kernel
-def load_group(weights: Any, importance: Any, first: Any, count: Any, size: Any, s: Any) -> None:
+def load_group(weights: Any, importance: Any, first: Any, count: Any, s: Any) -> None:
     """Blocks first .. first+count to s.x and their importance, which all rows share, to s.w."""
+    size = s.x.shape[0]
     load_blocks(weights, first, count, size, s.x)
     if importance is not None:
         per_row = importance.size // size
@@ -109,35 +103,35 @@ def load_group(weights: Any, importance: Any, first: Any, count: Any, size: Any,
 
 
 @kernel
-def sum_squares(s: Any, size: Any) -> Any:
+def sum_squares(s: Any) -> Any:
     """The sum of squares of a block, element by element."""
     total = broadcast(ZERO)
-    for i in range(size):
+    for i in range(s.x.shape[0]):
         x = load(s.x, i)
         total = total + x * x
     return total
 
 
 @kernel
-def weigh_by(s: Any, size: Any, sigma2: Any) -> None:
+def weigh_by(s: Any, sigma2: Any) -> None:
     """llama.cpp's weights: importance * sqrt(sigma2 + x * x)."""
-    for i in range(size):
+    for i in range(s.x.shape[0]):
         x = load(s.x, i)
         store(s.w, i, load(s.w, i) * sqrt(sigma2 + x * x))
 
 
 @kernel
-def weigh_by_squares(s: Any, size: Any) -> None:
+def weigh_by_squares(s: Any) -> None:
     """llama.cpp's weights without importance: x * x."""
-    for i in range(size):
+    for i in range(s.x.shape[0]):
         x = load(s.x, i)
         store(s.w, i, x * x)
 
 
 @kernel
-def weigh_equally(s: Any, size: Any) -> None:
+def weigh_equally(s: Any) -> None:
     """Ours without importance."""
-    for i in range(size):
+    for i in range(s.x.shape[0]):
         store(s.w, i, broadcast(ONE))
 
 
@@ -171,14 +165,23 @@ def rounded_code(x: Any, nmax: Any) -> Any:
 
 
 @kernel
-def store_codes(s: Any, first: Any, n: Any, inverse: Any, nmax: Any) -> None:
+def store_codes(s: Any, first: Any, n: Any, inverse: Any, nmax: Any, held: Any, g: Any) -> None:
     """Stored codes of rows first .. first+n for an inverse scale; that of zero where it is 0."""
+    at = g * s.x.shape[0]
     for i in range(first, first + n):
         x = inverse * load(s.x, i)
         if nmax == IQ4:
-            store(s.codes, i, iq4_index(x))
+            store(held.codes, at + i, iq4_index(x))
         else:
-            store(s.codes, i, larger(smaller(nearest(x), nmax - 1), -nmax) + nmax)
+            store(held.codes, at + i, larger(smaller(nearest(x), nmax - 1), -nmax) + nmax)
+
+
+@kernel
+def store_scales(s: Any, offset: Any, held: Any, g: Any) -> None:
+    """Stored codes of a super-block's scales from the signed codes in s.kept."""
+    groups = s.kept.shape[0]
+    for group in range(groups):
+        store(held.scales, g * groups + group, nearest(load(s.kept, group)) + offset)
 
 
 @kernel
@@ -197,6 +200,20 @@ def peak_of(x: Any, first: Any, n: Any) -> Any:
         more = magnitude > amax
         amax, peak = select(more, magnitude, amax), select(more, value, peak)
     return amax, peak
+
+
+@kernel
+def store_half(bytes_: Any, at: Any, d: Any) -> None:
+    """float16 bits of d to rows at and at + 1 of a block's bytes."""
+    bits = half_bits(d)
+    store(bytes_, at, bits)
+    store(bytes_, at + 1, bits >> 8)
+
+
+@kernel
+def load_half(bytes_: Any, at: Any) -> Any:
+    """The inverse of store_half."""
+    return half_value(load(bytes_, at) | (load(bytes_, at + 1) << 8))
 
 
 # --- rtn -----------------------------------------------------------------------------------------------------------
@@ -289,9 +306,10 @@ def fit_group(s: Any, first: Any, n: Any, targets: Any, nmax: Any) -> Any:
 
 
 @kernel
-def fit_block(s: Any, n: Any, targets: Any, nmax: Any) -> None:
-    """The whole of opt-rtn for a block with d alone. s.d holds the reference's, which stays where it packs better."""
-    kept = stored_half(load(s.d, 0))
+def fit_block(s: Any, n: Any, targets: Any, nmax: Any, held: Any, g: Any) -> None:
+    """The whole of opt-rtn for a block with d alone: leaves d and codes. held.d begins as the reference's, which stays
+    where it packs better."""
+    kept = stored_half(load(held.d, g))
     best = packed_error(s, 0, n, kept, nmax)
     scale, _ = fit_group(s, 0, n, targets, nmax)
     for _ in range(2):
@@ -301,8 +319,8 @@ def fit_block(s: Any, n: Any, targets: Any, nmax: Any) -> None:
         best, kept = select(better, error, best), select(better, d, kept)
         sumlx, suml2 = sums(s, 0, n, inverse_of(d), nmax)
         scale = select(suml2 > ZERO, sumlx / suml2, ZERO)
-    store(s.d, 0, kept)
-    store_codes(s, 0, n, inverse_of(kept), nmax)
+    store(held.d, g, kept)
+    store_codes(s, 0, n, inverse_of(kept), nmax, held, g)
 
 
 @kernel
@@ -343,9 +361,11 @@ def super_error(s: Any, groups: Any, n: Any, d: Any, codes: Any, nmax: Any) -> A
 
 
 @kernel
-def fit_super_block(s: Any, groups: Any, n: Any, targets: Any, nmax: Any, scale_targets: Any, smax: Any) -> None:
-    """The whole of opt-rtn for a super-block of `groups` groups of n: leaves s.d, s.kept and s.codes. s.d and s.kept
-    hold the reference's solution, which stays where it packs better."""
+def fit_super_block(
+    s: Any, groups: Any, n: Any, targets: Any, nmax: Any, scale_targets: Any, smax: Any, held: Any, g: Any
+) -> None:
+    """The whole of opt-rtn for a super-block of `groups` groups of n: leaves d, codes and s.kept. held.d and s.kept
+    begin as the reference's, which stay where they pack better."""
     for group in range(groups):
         scale, curvature = fit_group(s, group * n, n, targets, nmax)
         store(s.fitted, group, scale)
@@ -369,72 +389,11 @@ def fit_super_block(s: Any, groups: Any, n: Any, targets: Any, nmax: Any, scale_
     tried_total = super_error(s, groups, n, tried_d, s.fitted, nmax)
     better = tried_total < total
     total, d = select(better, tried_total, total), select(better, tried_d, d)
-    reference_d = stored_half(load(s.d, 0))
+    reference_d = stored_half(load(held.d, g))
     better = total < super_error(s, groups, n, reference_d, s.kept, nmax)
     d = select(better, d, reference_d)
-    store(s.d, 0, d)
+    store(held.d, g, d)
     for group in range(groups):
         code = select(better, load(s.fitted, group), load(s.kept, group))
         store(s.kept, group, code)
-        store_codes(s, group * n, n, inverse_of(d * code), nmax)
-
-
-# --- from rows to rows ---------------------------------------------------------------------------------------------
-
-
-@kernel
-def store_rounded(s: Any, rounded: Any, first: Any, count: Any, size: Any, groups: Any) -> None:
-    """Scratch to the flat arrays of a Rounded."""
-    store_blocks(s.codes, size, rounded.codes, first, count)
-    store_blocks(s.scales, groups, rounded.scales, first, count)
-    store_floats(s.d, 1, rounded.d, first, count)
-
-
-@kernel
-def load_rounded(s: Any, rounded: Any, first: Any, count: Any, size: Any, groups: Any) -> None:
-    load_bytes(rounded.codes, first, count, size, s.codes)
-    load_bytes(rounded.scales, first, count, groups, s.scales)
-    load_blocks(rounded.d, first, count, 1, s.d)
-
-
-def codec(
-    block: int,
-    groups: int,
-    nbytes: int,
-    searches: dict[Search, Callable[..., None]],
-    pack_rounded: Callable[..., None],
-    unpack_packed: Callable[..., None],
-) -> Codec:
-    """The Codec of a type from its kernels; groups: scales in a block, 0 where d is the only one.
-
-    searches: (flat weights, importance or None, row length, scratch, flat Rounded or None, flat packed or None)
-    pack_rounded: (flat Rounded, scratch, flat packed); unpack_packed: (flat packed, scratch, flat weights)
-    """
-
-    def flat(rounded: Rounded) -> Rounded:
-        scales = np.empty(0, np.uint8) if rounded.scales is None else rounded.scales.reshape(-1)
-        assert rounded.d is not None
-        return Rounded(rounded.codes.reshape(-1), rounded.d.reshape(-1), None, scales, None)
-
-    def fresh() -> Scratch:
-        return scratch(block, max(groups, 1), nbytes)
-
-    def quantize(weights: F32, importance: F32 | None, search: Search, packed: U8) -> None:
-        run = searches[search]
-        run(weights.reshape(-1), importance, weights.shape[1], fresh(), None, packed.reshape(-1))
-
-    def search(weights: F32, importance: F32 | None, search: Search) -> Rounded:
-        rows, n = weights.shape
-        scales = np.empty((rows, n // block * groups), np.uint8) if groups else None
-        codes, d = np.empty((rows, n), np.uint8), np.empty((rows, n // block), np.float32)
-        rounded = Rounded(codes, d, scales=scales)
-        searches[search](weights.reshape(-1), importance, n, fresh(), flat(rounded), None)
-        return rounded
-
-    def pack(rounded: Rounded, packed: U8) -> None:
-        pack_rounded(flat(rounded), fresh(), packed.reshape(-1))
-
-    def unpack(packed: U8, weights: F32) -> None:
-        unpack_packed(packed.reshape(-1), fresh(), weights.reshape(-1))
-
-    return Codec(block, nbytes, quantize, search, pack, unpack)
+        store_codes(s, group * n, n, inverse_of(d * code), nmax, held, g)

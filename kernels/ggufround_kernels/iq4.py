@@ -13,8 +13,6 @@ from ggufround_kernels._jit import kernel
 from ggufround_kernels._lanes import (
     LANES,
     broadcast,
-    half_bits,
-    half_value,
     larger,
     load,
     load_bytes,
@@ -27,28 +25,31 @@ from ggufround_kernels._lanes import (
     store_floats,
     to_float,
 )
+from ggufround_kernels._stages import Layout, Stages, codec
 from ggufround_kernels._symmetric import (
     EPS,
     IQ4,
     IQ4_VALUES,
     ONE,
     ZERO,
-    codec,
+    Scratch,
     fit_block,
     fit_super_block,
     inverse_of,
     iq4_level,
     load_group,
-    load_rounded,
+    load_half,
     peak_of,
+    scratch,
     store_codes,
-    store_rounded,
+    store_half,
+    store_scales,
     sum_squares,
     weigh_by,
     weigh_by_squares,
     weigh_equally,
 )
-from ggufround_kernels.codec import Codec
+from ggufround_kernels.codec import F32, Codec
 
 GROUP = 32
 NL_BYTES = 18
@@ -89,31 +90,12 @@ def iq4_search(s: Any, first: Any) -> Any:
 
 
 @kernel
-def weigh_iq4(s: Any, importance: Any, size: Any) -> None:
+def weigh_iq4(s: Any, importance: Any) -> None:
     """The reference's weights for a loaded group."""
     if importance is None:
-        weigh_by_squares(s, size)
+        weigh_by_squares(s)
     else:
-        weigh_by(s, size, sum_squares(s, size) * (np.float32(2) / np.float32(size)))
-
-
-# --- IQ4_NL --------------------------------------------------------------------------------------------------------
-
-
-@kernel
-def pack_iq4_nl(s: Any) -> None:
-    d16 = half_bits(load(s.d, 0))
-    store(s.packed, 0, d16)
-    store(s.packed, 1, d16 >> 8)
-    for i in range(16):
-        store(s.packed, 2 + i, load(s.codes, i) | (load(s.codes, i + 16) << 4))
-
-
-@kernel
-def values_iq4_nl(s: Any) -> None:
-    d = half_value(load(s.packed, 0) | (load(s.packed, 1) << 8))
-    for i in range(GROUP):
-        store(s.x, i, d * level_of((load(s.packed, 2 + i % 16) >> (i // 16 * 4)) & 15))
+        weigh_by(s, sum_squares(s) * (np.float32(2) / np.float32(s.x.shape[0])))
 
 
 @kernel
@@ -125,70 +107,65 @@ def level_of(index: Any) -> Any:
     return level
 
 
-@kernel
-def emit_iq4_nl(s: Any, rounded: Any, packed: Any, first: Any, count: Any) -> None:
-    if rounded is not None:
-        store_rounded(s, rounded, first, count, GROUP, 0)
-    if packed is not None:
-        pack_iq4_nl(s)
-        store_blocks(s.packed, NL_BYTES, packed, first, count)
+# --- IQ4_NL --------------------------------------------------------------------------------------------------------
 
 
 @kernel
-def iq4_nl_rtn(weights: Any, importance: Any, n: Any, s: Any, rounded: Any, packed: Any) -> None:
-    for first in range(0, weights.size // GROUP, LANES):
-        count = min(LANES, weights.size // GROUP - first)
-        load_group(weights, importance, first, count, GROUP, s)
-        weigh_iq4(s, importance, GROUP)
+def iq4_nl_rtn(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        load_group(weights, importance, first + g * LANES, min(LANES, count - g * LANES), s)
+        weigh_iq4(s, importance)
         scale = iq4_search(s, 0)
-        store(s.d, 0, round_half(scale))
-        store_codes(s, 0, GROUP, inverse_of(scale), IQ4)  # the codes are for the scale before rounding
-        emit_iq4_nl(s, rounded, packed, first, count)
+        store(held.d, g, round_half(scale))
+        store_codes(s, 0, GROUP, inverse_of(scale), IQ4, held, g)  # the codes are for the scale before rounding
 
 
 @kernel
-def iq4_nl_opt(weights: Any, importance: Any, n: Any, s: Any, rounded: Any, packed: Any) -> None:
-    for first in range(0, weights.size // GROUP, LANES):
-        count = min(LANES, weights.size // GROUP - first)
-        load_group(weights, importance, first, count, GROUP, s)
-        weigh_iq4(s, importance, GROUP)
-        store(s.d, 0, round_half(iq4_search(s, 0)))
+def iq4_nl_opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        load_group(weights, importance, first + g * LANES, min(LANES, count - g * LANES), s)
+        weigh_iq4(s, importance)
+        store(held.d, g, round_half(iq4_search(s, 0)))
         if importance is None:
-            weigh_equally(s, GROUP)
-        fit_block(s, GROUP, TARGETS, IQ4)
-        emit_iq4_nl(s, rounded, packed, first, count)
+            weigh_equally(s)
+        fit_block(s, GROUP, TARGETS, IQ4, held, g)
+
+
+# block_iq4_nl: d float16; 16 bytes, element i in the low and i + 16 in the high nibble
+@kernel
+def pack_iq4_nl(held: Any, first: Any, count: Any, packed: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        store_half(s, 0, load(held.d, g))
+        for i in range(16):
+            store(s, 2 + i, load(held.codes, GROUP * g + i) | (load(held.codes, GROUP * g + i + 16) << 4))
+        store_blocks(s, NL_BYTES, packed, first + g * LANES, min(LANES, count - g * LANES))
 
 
 @kernel
-def iq4_nl_pack(rounded: Any, s: Any, packed: Any) -> None:
-    for first in range(0, rounded.d.size, LANES):
-        count = min(LANES, rounded.d.size - first)
-        load_rounded(s, rounded, first, count, GROUP, 0)
-        emit_iq4_nl(s, None, packed, first, count)
-
-
-@kernel
-def iq4_nl_unpack(packed: Any, s: Any, weights: Any) -> None:
+def unpack_iq4_nl(packed: Any, weights: Any, s: Any) -> None:
+    values = np.empty((GROUP, LANES), np.float32)
     for first in range(0, weights.size // GROUP, LANES):
         count = min(LANES, weights.size // GROUP - first)
-        load_bytes(packed, first, count, NL_BYTES, s.packed)
-        values_iq4_nl(s)
-        store_floats(s.x, GROUP, weights, first, count)
+        load_bytes(packed, first, count, NL_BYTES, s)
+        d = load_half(s, 0)
+        for i in range(GROUP):
+            store(values, i, d * level_of((load(s, 2 + i % 16) >> (i // 16 * 4)) & 15))
+        store_floats(values, GROUP, weights, first, count)
 
 
 # --- IQ4_XS --------------------------------------------------------------------------------------------------------
 
 
 @kernel
-def iq4_xs_reference(s: Any) -> None:
-    """The scales of quantize_row_iq4_nl_impl for eight groups: s.d, s.kept, and in s.inverse the inverse scales that
+def iq4_xs_reference(s: Any, held: Any, g: Any) -> None:
+    """The scales of quantize_row_iq4_nl_impl for eight groups: d, s.kept, and in s.inverse the inverse scales that
     give the codes, taken before d is rounded to float16."""
     for group in range(XS_GROUPS):
         store(s.fitted, group, iq4_search(s, GROUP * group))
     _, peak = peak_of(s.fitted, 0, XS_GROUPS)
     d = -peak / np.float32(XS_SMAX)
     inverse_d = inverse_of(d)
-    store(s.d, 0, round_half(d))
+    store(held.d, g, round_half(d))
     for group in range(XS_GROUPS):
         code = larger(smaller(nearest(inverse_d * load(s.fitted, group)), XS_SMAX - 1), -XS_SMAX)
         store(s.kept, group, to_float(code))
@@ -196,92 +173,81 @@ def iq4_xs_reference(s: Any) -> None:
 
 
 @kernel
-def pack_iq4_xs(s: Any) -> None:
-    d16 = half_bits(load(s.d, 0))
-    store(s.packed, 0, d16)
-    store(s.packed, 1, d16 >> 8)
-    for j in range(2):
-        top = broadcast(np.int32(0))
-        for k in range(4):
-            top = top | ((load(s.scales, 4 * j + k) >> 4) << (2 * k))
-        store(s.packed, 2 + j, top)
-    for j in range(4):
-        store(s.packed, 4 + j, (load(s.scales, 2 * j) & 15) | ((load(s.scales, 2 * j + 1) & 15) << 4))
-    for group in range(XS_GROUPS):
-        for i in range(16):
-            at = GROUP * group + i
-            store(s.packed, 8 + 16 * group + i, load(s.codes, at) | (load(s.codes, at + 16) << 4))
-
-
-@kernel
-def values_iq4_xs(s: Any) -> None:
-    d = half_value(load(s.packed, 0) | (load(s.packed, 1) << 8))
-    for group in range(XS_GROUPS):
-        low = load(s.packed, 4 + group // 2) >> (group % 2 * 4)
-        high = load(s.packed, 2 + group // 4) >> (group % 4 * 2)
-        scale = d * to_float(((low & 15) | ((high & 3) << 4)) - XS_SMAX)
-        for i in range(GROUP):
-            index = (load(s.packed, 8 + 16 * group + i % 16) >> (i // 16 * 4)) & 15
-            store(s.x, GROUP * group + i, scale * level_of(index))
-
-
-@kernel
-def emit_iq4_xs(s: Any, rounded: Any, packed: Any, first: Any, count: Any) -> None:
-    for group in range(XS_GROUPS):
-        store(s.scales, group, nearest(load(s.kept, group)) + XS_SMAX)
-    if rounded is not None:
-        store_rounded(s, rounded, first, count, XS_BLOCK, XS_GROUPS)
-    if packed is not None:
-        pack_iq4_xs(s)
-        store_blocks(s.packed, XS_BYTES, packed, first, count)
-
-
-@kernel
-def iq4_xs_rtn(weights: Any, importance: Any, n: Any, s: Any, rounded: Any, packed: Any) -> None:
-    for first in range(0, weights.size // XS_BLOCK, LANES):
-        count = min(LANES, weights.size // XS_BLOCK - first)
-        load_group(weights, importance, first, count, XS_BLOCK, s)
-        weigh_iq4(s, importance, XS_BLOCK)
-        iq4_xs_reference(s)
+def iq4_xs_rtn(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        load_group(weights, importance, first + g * LANES, min(LANES, count - g * LANES), s)
+        weigh_iq4(s, importance)
+        iq4_xs_reference(s, held, g)
         for group in range(XS_GROUPS):
-            store_codes(s, GROUP * group, GROUP, load(s.inverse, group), IQ4)
-        emit_iq4_xs(s, rounded, packed, first, count)
+            store_codes(s, GROUP * group, GROUP, load(s.inverse, group), IQ4, held, g)
+        store_scales(s, XS_SMAX, held, g)
 
 
 @kernel
-def iq4_xs_opt(weights: Any, importance: Any, n: Any, s: Any, rounded: Any, packed: Any) -> None:
-    for first in range(0, weights.size // XS_BLOCK, LANES):
-        count = min(LANES, weights.size // XS_BLOCK - first)
-        load_group(weights, importance, first, count, XS_BLOCK, s)
-        weigh_iq4(s, importance, XS_BLOCK)
-        iq4_xs_reference(s)
+def iq4_xs_opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        load_group(weights, importance, first + g * LANES, min(LANES, count - g * LANES), s)
+        weigh_iq4(s, importance)
+        iq4_xs_reference(s, held, g)
         if importance is None:
-            weigh_equally(s, XS_BLOCK)
-        fit_super_block(s, XS_GROUPS, GROUP, TARGETS, IQ4, XS_SCALE_TARGETS, XS_SMAX)
-        emit_iq4_xs(s, rounded, packed, first, count)
+            weigh_equally(s)
+        fit_super_block(s, XS_GROUPS, GROUP, TARGETS, IQ4, XS_SCALE_TARGETS, XS_SMAX, held, g)
+        store_scales(s, XS_SMAX, held, g)
+
+
+# block_iq4_xs: d float16; 2 bytes of upper bit pairs and 4 of low nibbles of the scales; 16 bytes a group as iq4_nl
+@kernel
+def pack_iq4_xs(held: Any, first: Any, count: Any, packed: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        store_half(s, 0, load(held.d, g))
+        at = XS_GROUPS * g
+        for j in range(2):
+            top = broadcast(np.int32(0))
+            for k in range(4):
+                top = top | ((load(held.scales, at + 4 * j + k) >> 4) << (2 * k))
+            store(s, 2 + j, top)
+        for j in range(4):
+            low, high = load(held.scales, at + 2 * j), load(held.scales, at + 2 * j + 1)
+            store(s, 4 + j, (low & 15) | ((high & 15) << 4))
+        for group in range(XS_GROUPS):
+            for i in range(16):
+                at = XS_BLOCK * g + GROUP * group + i
+                store(s, 8 + 16 * group + i, load(held.codes, at) | (load(held.codes, at + 16) << 4))
+        store_blocks(s, XS_BYTES, packed, first + g * LANES, min(LANES, count - g * LANES))
 
 
 @kernel
-def iq4_xs_pack(rounded: Any, s: Any, packed: Any) -> None:
-    for first in range(0, rounded.d.size, LANES):
-        count = min(LANES, rounded.d.size - first)
-        load_rounded(s, rounded, first, count, XS_BLOCK, XS_GROUPS)
-        pack_iq4_xs(s)
-        store_blocks(s.packed, XS_BYTES, packed, first, count)
-
-
-@kernel
-def iq4_xs_unpack(packed: Any, s: Any, weights: Any) -> None:
+def unpack_iq4_xs(packed: Any, weights: Any, s: Any) -> None:
+    values = np.empty((XS_BLOCK, LANES), np.float32)
     for first in range(0, weights.size // XS_BLOCK, LANES):
         count = min(LANES, weights.size // XS_BLOCK - first)
-        load_bytes(packed, first, count, XS_BYTES, s.packed)
-        values_iq4_xs(s)
-        store_floats(s.x, XS_BLOCK, weights, first, count)
+        load_bytes(packed, first, count, XS_BYTES, s)
+        d = load_half(s, 0)
+        for group in range(XS_GROUPS):
+            low = load(s, 4 + group // 2) >> (group % 2 * 4)
+            high = load(s, 2 + group // 4) >> (group % 4 * 2)
+            scale = d * to_float(((low & 15) | ((high & 3) << 4)) - XS_SMAX)
+            for i in range(GROUP):
+                index = (load(s, 8 + 16 * group + i % 16) >> (i // 16 * 4)) & 15
+                store(values, GROUP * group + i, scale * level_of(index))
+        store_floats(values, XS_BLOCK, weights, first, count)
+
+
+def _scratch_nl(weights: F32, importance: F32 | None) -> Scratch:
+    return scratch(GROUP, 1)
+
+
+def _scratch_xs(weights: F32, importance: F32 | None) -> Scratch:
+    return scratch(XS_BLOCK, XS_GROUPS)
 
 
 CODECS: dict[str, Codec] = {
-    "IQ4_NL": codec(GROUP, 0, NL_BYTES, {"rtn": iq4_nl_rtn, "opt-rtn": iq4_nl_opt}, iq4_nl_pack, iq4_nl_unpack),
+    "IQ4_NL": codec(
+        Layout(GROUP, NL_BYTES, 0, mins=False),
+        Stages({"rtn": iq4_nl_rtn, "opt-rtn": iq4_nl_opt}, pack_iq4_nl, unpack_iq4_nl, _scratch_nl),
+    ),
     "IQ4_XS": codec(
-        XS_BLOCK, XS_GROUPS, XS_BYTES, {"rtn": iq4_xs_rtn, "opt-rtn": iq4_xs_opt}, iq4_xs_pack, iq4_xs_unpack
+        Layout(XS_BLOCK, XS_BYTES, XS_GROUPS, mins=False),
+        Stages({"rtn": iq4_xs_rtn, "opt-rtn": iq4_xs_opt}, pack_iq4_xs, unpack_iq4_xs, _scratch_xs),
     ),
 }

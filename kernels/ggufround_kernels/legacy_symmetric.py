@@ -10,8 +10,6 @@ from ggufround_kernels._jit import kernel
 from ggufround_kernels._lanes import (
     LANES,
     broadcast,
-    half_bits,
-    half_value,
     larger,
     load,
     load_bytes,
@@ -25,21 +23,23 @@ from ggufround_kernels._lanes import (
     to_float,
     truncate,
 )
+from ggufround_kernels._stages import Layout, Stages, codec
 from ggufround_kernels._symmetric import (
     ZERO,
+    Scratch,
     both_signs,
-    codec,
     fit_block,
     inverse_of,
     load_group,
-    load_rounded,
+    load_half,
     peak_of,
     qx_search,
-    store_rounded,
+    scratch,
+    store_half,
     weigh_by,
     weigh_equally,
 )
-from ggufround_kernels.codec import Codec
+from ggufround_kernels.codec import F32, Codec
 
 BLOCK = 32
 Q4_NMAX, Q4_BYTES = 8, 18
@@ -68,182 +68,138 @@ def row_mean_squares(weights: Any, n: Any) -> Any:
 
 
 @kernel
-def reference_plain(s: Any, nmax: Any) -> None:
+def reference_plain(s: Any, nmax: Any, held: Any, g: Any) -> None:
     """quantize_row_q4_0_ref and quantize_row_q5_0_ref."""
     _, peak = peak_of(s.x, 0, BLOCK)
     d = peak / np.float32(-nmax)
     inverse = inverse_of(d)
-    store(s.d, 0, round_half(d))
+    store(held.d, g, round_half(d))
     for i in range(BLOCK):
         code = truncate(load(s.x, i) * inverse + np.float32(nmax + 0.5))
-        store(s.codes, i, smaller((code << 24) >> 24, 2 * nmax - 1))  # an int8 in the reference
+        store(held.codes, BLOCK * g + i, smaller((code << 24) >> 24, 2 * nmax - 1))  # an int8 in the reference
 
 
 @kernel
-def reference_weighted(s: Any, nmax: Any) -> None:
+def reference_weighted(s: Any, nmax: Any, held: Any, g: Any) -> None:
     """quantize_row_q4_0_impl and quantize_row_q5_0_impl, the weights being in s.w."""
     d, inverse, zero = qx_search(s.x, s.w, 0, BLOCK, nmax, False)
-    store(s.d, 0, round_half(d))
+    store(held.d, g, round_half(d))
     for i in range(BLOCK):
         code = larger(smaller(nearest(inverse * load(s.x, i)), nmax - 1), -nmax) + nmax
-        store(s.codes, i, select(zero, 0, code))
+        store(held.codes, BLOCK * g + i, select(zero, 0, code))
 
 
 @kernel
-def search_group(
-    weights: Any, importance: Any, n: Any, means: Any, first: Any, count: Any, s: Any, nmax: Any, targets: Any
-) -> None:
-    """Codes and d of one lane group: the reference's, and where there are targets those of opt-rtn."""
-    load_group(weights, importance, first, count, BLOCK, s)
+def reference(weights: Any, importance: Any, chunk: Any, count: Any, s: Any, nmax: Any, held: Any, g: Any) -> None:
+    """Load lane group g of a chunk of `count` blocks from block `chunk`, and leave the reference's codes and d."""
+    first, lanes = chunk + g * LANES, min(LANES, count - g * LANES)
+    load_group(weights, importance, first, lanes, s)
     if importance is None:
-        reference_plain(s, nmax)
-        if targets is not None:
-            weigh_equally(s, BLOCK)
+        reference_plain(s, nmax, held, g)
     else:
+        per_row = importance.size // BLOCK
         for lane in range(LANES):
-            s.sigma2[0, lane] = means[(first + min(lane, count - 1)) * BLOCK // n]
-        weigh_by(s, BLOCK, load(s.sigma2, 0))
-        reference_weighted(s, nmax)
-    if targets is not None:
-        fit_block(s, BLOCK, targets, nmax)
+            s.fitted[0, lane] = s.means[(first + min(lane, lanes - 1)) // per_row]
+        weigh_by(s, load(s.fitted, 0))
+        reference_weighted(s, nmax, held, g)
 
 
 @kernel
-def pack_q4_0(s: Any) -> None:
-    d16 = half_bits(load(s.d, 0))
-    store(s.packed, 0, d16)
-    store(s.packed, 1, d16 >> 8)
-    for i in range(16):
-        store(s.packed, 2 + i, load(s.codes, i) | (load(s.codes, i + 16) << 4))
+def q4_0_rtn(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        reference(weights, importance, first, count, s, Q4_NMAX, held, g)
 
 
 @kernel
-def pack_q5_0(s: Any) -> None:
-    d16 = half_bits(load(s.d, 0))
-    store(s.packed, 0, d16)
-    store(s.packed, 1, d16 >> 8)
-    for byte in range(4):
-        high = broadcast(np.int32(0))
-        for bit in range(8):
-            high = high | ((load(s.codes, 8 * byte + bit) >> 4) << bit)
-        store(s.packed, 2 + byte, high)
-    for i in range(16):
-        store(s.packed, 6 + i, (load(s.codes, i) & 15) | ((load(s.codes, i + 16) & 15) << 4))
+def q5_0_rtn(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        reference(weights, importance, first, count, s, Q5_NMAX, held, g)
 
 
 @kernel
-def values_q4_0(s: Any) -> None:
-    d = half_value(load(s.packed, 0) | (load(s.packed, 1) << 8))
-    for i in range(BLOCK):
-        code = (load(s.packed, 2 + i % 16) >> (i // 16 * 4)) & 15
-        store(s.x, i, to_float(code - Q4_NMAX) * d)
+def q4_0_opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        reference(weights, importance, first, count, s, Q4_NMAX, held, g)
+        if importance is None:
+            weigh_equally(s)
+        fit_block(s, BLOCK, Q4_TARGETS, Q4_NMAX, held, g)
 
 
 @kernel
-def values_q5_0(s: Any) -> None:
-    d = half_value(load(s.packed, 0) | (load(s.packed, 1) << 8))
-    for i in range(BLOCK):
-        low = (load(s.packed, 6 + i % 16) >> (i // 16 * 4)) & 15
-        high = (load(s.packed, 2 + i // 8) >> (i % 8)) & 1
-        store(s.x, i, to_float((low | (high << 4)) - Q5_NMAX) * d)
+def q5_0_opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        reference(weights, importance, first, count, s, Q5_NMAX, held, g)
+        if importance is None:
+            weigh_equally(s)
+        fit_block(s, BLOCK, Q5_TARGETS, Q5_NMAX, held, g)
+
+
+# block_q4_0: d float16; 16 bytes, element i in the low and i + 16 in the high nibble
+@kernel
+def pack_q4_0(held: Any, first: Any, count: Any, packed: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        store_half(s, 0, load(held.d, g))
+        for i in range(16):
+            store(s, 2 + i, load(held.codes, BLOCK * g + i) | (load(held.codes, BLOCK * g + i + 16) << 4))
+        store_blocks(s, Q4_BYTES, packed, first + g * LANES, min(LANES, count - g * LANES))
+
+
+# block_q5_0: d float16; 4 bytes, bit i the fifth bit of element i; 16 bytes of nibbles as q4_0
+@kernel
+def pack_q5_0(held: Any, first: Any, count: Any, packed: Any, s: Any) -> None:
+    for g in range((count + LANES - 1) // LANES):
+        store_half(s, 0, load(held.d, g))
+        for byte in range(4):
+            high = broadcast(np.int32(0))
+            for bit in range(8):
+                high = high | ((load(held.codes, BLOCK * g + 8 * byte + bit) >> 4) << bit)
+            store(s, 2 + byte, high)
+        for i in range(16):
+            low, upper = load(held.codes, BLOCK * g + i), load(held.codes, BLOCK * g + i + 16)
+            store(s, 6 + i, (low & 15) | ((upper & 15) << 4))
+        store_blocks(s, Q5_BYTES, packed, first + g * LANES, min(LANES, count - g * LANES))
 
 
 @kernel
-def emit_q4_0(s: Any, rounded: Any, packed: Any, first: Any, count: Any) -> None:
-    if rounded is not None:
-        store_rounded(s, rounded, first, count, BLOCK, 0)
-    if packed is not None:
-        pack_q4_0(s)
-        store_blocks(s.packed, Q4_BYTES, packed, first, count)
+def unpack_q4_0(packed: Any, weights: Any, s: Any) -> None:
+    values = np.empty((BLOCK, LANES), np.float32)
+    for first in range(0, weights.size // BLOCK, LANES):
+        count = min(LANES, weights.size // BLOCK - first)
+        load_bytes(packed, first, count, Q4_BYTES, s)
+        d = load_half(s, 0)
+        for i in range(BLOCK):
+            code = (load(s, 2 + i % 16) >> (i // 16 * 4)) & 15
+            store(values, i, to_float(code - Q4_NMAX) * d)
+        store_floats(values, BLOCK, weights, first, count)
 
 
 @kernel
-def emit_q5_0(s: Any, rounded: Any, packed: Any, first: Any, count: Any) -> None:
-    if rounded is not None:
-        store_rounded(s, rounded, first, count, BLOCK, 0)
-    if packed is not None:
-        pack_q5_0(s)
-        store_blocks(s.packed, Q5_BYTES, packed, first, count)
+def unpack_q5_0(packed: Any, weights: Any, s: Any) -> None:
+    values = np.empty((BLOCK, LANES), np.float32)
+    for first in range(0, weights.size // BLOCK, LANES):
+        count = min(LANES, weights.size // BLOCK - first)
+        load_bytes(packed, first, count, Q5_BYTES, s)
+        d = load_half(s, 0)
+        for i in range(BLOCK):
+            low = (load(s, 6 + i % 16) >> (i // 16 * 4)) & 15
+            high = (load(s, 2 + i // 8) >> (i % 8)) & 1
+            store(values, i, to_float((low | (high << 4)) - Q5_NMAX) * d)
+        store_floats(values, BLOCK, weights, first, count)
 
 
-@kernel
-def means_of(weights: Any, importance: Any, n: Any) -> Any:
+def _scratch(weights: F32, importance: F32 | None) -> Scratch:
     if importance is None:
-        return np.empty(0, np.float32)
-    return row_mean_squares(weights, n)
-
-
-@kernel
-def q4_0_rtn(weights: Any, importance: Any, n: Any, s: Any, rounded: Any, packed: Any) -> None:
-    means = means_of(weights, importance, n)
-    for first in range(0, weights.size // BLOCK, LANES):
-        count = min(LANES, weights.size // BLOCK - first)
-        search_group(weights, importance, n, means, first, count, s, Q4_NMAX, None)
-        emit_q4_0(s, rounded, packed, first, count)
-
-
-@kernel
-def q4_0_opt(weights: Any, importance: Any, n: Any, s: Any, rounded: Any, packed: Any) -> None:
-    means = means_of(weights, importance, n)
-    for first in range(0, weights.size // BLOCK, LANES):
-        count = min(LANES, weights.size // BLOCK - first)
-        search_group(weights, importance, n, means, first, count, s, Q4_NMAX, Q4_TARGETS)
-        emit_q4_0(s, rounded, packed, first, count)
-
-
-@kernel
-def q5_0_rtn(weights: Any, importance: Any, n: Any, s: Any, rounded: Any, packed: Any) -> None:
-    means = means_of(weights, importance, n)
-    for first in range(0, weights.size // BLOCK, LANES):
-        count = min(LANES, weights.size // BLOCK - first)
-        search_group(weights, importance, n, means, first, count, s, Q5_NMAX, None)
-        emit_q5_0(s, rounded, packed, first, count)
-
-
-@kernel
-def q5_0_opt(weights: Any, importance: Any, n: Any, s: Any, rounded: Any, packed: Any) -> None:
-    means = means_of(weights, importance, n)
-    for first in range(0, weights.size // BLOCK, LANES):
-        count = min(LANES, weights.size // BLOCK - first)
-        search_group(weights, importance, n, means, first, count, s, Q5_NMAX, Q5_TARGETS)
-        emit_q5_0(s, rounded, packed, first, count)
-
-
-@kernel
-def q4_0_pack(rounded: Any, s: Any, packed: Any) -> None:
-    for first in range(0, rounded.d.size, LANES):
-        count = min(LANES, rounded.d.size - first)
-        load_rounded(s, rounded, first, count, BLOCK, 0)
-        emit_q4_0(s, None, packed, first, count)
-
-
-@kernel
-def q5_0_pack(rounded: Any, s: Any, packed: Any) -> None:
-    for first in range(0, rounded.d.size, LANES):
-        count = min(LANES, rounded.d.size - first)
-        load_rounded(s, rounded, first, count, BLOCK, 0)
-        emit_q5_0(s, None, packed, first, count)
-
-
-@kernel
-def q4_0_unpack(packed: Any, s: Any, weights: Any) -> None:
-    for first in range(0, weights.size // BLOCK, LANES):
-        count = min(LANES, weights.size // BLOCK - first)
-        load_bytes(packed, first, count, Q4_BYTES, s.packed)
-        values_q4_0(s)
-        store_floats(s.x, BLOCK, weights, first, count)
-
-
-@kernel
-def q5_0_unpack(packed: Any, s: Any, weights: Any) -> None:
-    for first in range(0, weights.size // BLOCK, LANES):
-        count = min(LANES, weights.size // BLOCK - first)
-        load_bytes(packed, first, count, Q5_BYTES, s.packed)
-        values_q5_0(s)
-        store_floats(s.x, BLOCK, weights, first, count)
+        return scratch(BLOCK, 1)
+    return scratch(BLOCK, 1, row_mean_squares(weights.reshape(-1), weights.shape[1]))
 
 
 CODECS: dict[str, Codec] = {
-    "Q4_0": codec(BLOCK, 0, Q4_BYTES, {"rtn": q4_0_rtn, "opt-rtn": q4_0_opt}, q4_0_pack, q4_0_unpack),
-    "Q5_0": codec(BLOCK, 0, Q5_BYTES, {"rtn": q5_0_rtn, "opt-rtn": q5_0_opt}, q5_0_pack, q5_0_unpack),
+    "Q4_0": codec(
+        Layout(BLOCK, Q4_BYTES, 0, mins=False),
+        Stages({"rtn": q4_0_rtn, "opt-rtn": q4_0_opt}, pack_q4_0, unpack_q4_0, _scratch),
+    ),
+    "Q5_0": codec(
+        Layout(BLOCK, Q5_BYTES, 0, mins=False),
+        Stages({"rtn": q5_0_rtn, "opt-rtn": q5_0_opt}, pack_q5_0, unpack_q5_0, _scratch),
+    ),
 }
