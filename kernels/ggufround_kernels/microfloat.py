@@ -61,7 +61,7 @@ FAR = np.float32(2.0**20)  # magnitudes so far above 6 * 448 that differences to
 
 # opt-rtn: what is tried beside rtn's scale, added to its code
 MX_STEPS = np.array([1, -1, -2], np.int32)
-NV_STEPS = np.arange(-2, 6).astype(np.int32)  # from the code of amax / 6 on; amax / 4 is 4 or 5 above
+NV_STEPS = np.arange(-3, 8).astype(np.int32)  # from amax / 6: down to amax / 8, up to amax / 3 or 4
 
 
 def nvfp4_global_scale(amax: float) -> np.float32:

@@ -47,11 +47,11 @@ ZERO = np.float32(0)
 ONE = np.float32(1)
 HALF = np.float32(0.5)
 HALF_MAX = np.float32(65504)
-ROUNDS = 4  # of refinement
+TQ_ROUNDS, Q2_ROUNDS = 4, 2  # of refinement
 
 # opt-rtn. TQ: weights larger than this many mean magnitudes get a code; Q2_0: the codes that the peak may get
-TQ_CUTS = np.array([0.2, 0.4, 0.55, 0.7, 0.85, 1.0, 1.25, 1.6], np.float32)
-Q2_TARGETS = np.array([1, -1, 1.2, -1.2, 1.4, -1.4, 1.7, -1.7, 2, -2, 2.3, -2.3, 2.7, -2.7, 3.2, -3.2], np.float32)
+TQ_CUTS = np.array([0.2, 0.4, 0.55, 0.7, 0.85, 1.0, 1.25, 1.6, 2.1, 3, 4.5], np.float32)
+Q2_TARGETS = np.array([1, -1, 1.35, -1.35, 1.75, -1.75, 2, -2, 2.45, -2.45, 3.1, -3.1], np.float32)
 
 
 @kernel
@@ -140,7 +140,7 @@ def opt_trits(weights: Any, importance: Any, per_row: Any, first: Any, codes: An
             gain = xs * xs / ws
             d = xs / ws if gain > best else d
             best = gain if gain > best else best
-        for _ in range(ROUNDS):
+        for _ in range(TQ_ROUNDS):
             xs, ws = trits_gain(size, w, d * HALF)
             d = xs / ws if ws > ZERO else d
         d = storable(d)
@@ -275,7 +275,7 @@ def opt_q2_0(weights: Any, importance: Any, per_row: Any, first: Any, codes: Any
             gain = xl * xl / ll
             d = xl / ll if gain > best else d
             best = gain if gain > best else best
-        for _ in range(ROUNDS):
+        for _ in range(Q2_ROUNDS):
             xl, ll = q2_fit(x, y, v, w, ONE / d)
             d = xl / ll if ll > ZERO else d
         d, plain = storable(d), storable(largest)
