@@ -10,20 +10,16 @@ from ggufround_kernels import (
     q8,
     ternary,
 )
+from ggufround_kernels.checked import checked
 from ggufround_kernels.codec import Codec, Search
 from ggufround_kernels.floats import FLOATS, absmax, first_nonfinite, widen_bf16
 from ggufround_kernels.microfloat import nvfp4_global_scale
 from ggufround_kernels.rounded import Rounded
 
+_MODULES = (legacy_symmetric, legacy_affine, kquants_affine, kquants_symmetric, iq4, q8, ternary, microfloat)
+
 CODECS: dict[str, Codec] = {
-    **legacy_symmetric.CODECS,
-    **legacy_affine.CODECS,
-    **kquants_affine.CODECS,
-    **kquants_symmetric.CODECS,
-    **iq4.CODECS,
-    **q8.CODECS,
-    **ternary.CODECS,
-    **microfloat.CODECS,
+    name: checked(name, codec) for module in _MODULES for name, codec in module.CODECS.items()
 }
 
 __all__ = [
