@@ -33,7 +33,7 @@ from ggufround.planning import Options, Plan, build, slabs
 from ggufround.preflight import Run, check_disk, check_paths, workers
 from ggufround.resuming import drop_damaged, fingerprint, journal_beside, may_resume
 from ggufround.slab_work import Work, absmax_slab, convert_slab, expert_of, workspaces
-from ggufround_kernels import nvfp4_global_scale
+from ggufround_kernels.microfloat import nvfp4_global_scale
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -113,6 +113,8 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
     importance = read_imatrix(options.imatrix) if options.imatrix else None
     outputs, dropped, metadata, notes = _contents(checkpoint, options)
     outputs = tuple(sorted(outputs, key=_reading_order))
+    if importance is not None:
+        importance = importance.fitted({o.name: (_experts(o), o.shape[-1]) for o in outputs})
     facts = _facts(metadata, outputs)
     targets = tuple(_target(m, outputs, facts, metadata, options, chosen, importance, checkpoint) for m in mixes)
     notes += _remarks(outputs, targets, importance)
@@ -122,8 +124,6 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
         if not is_copy(plan, output):
             for piece in output.pieces:
                 check_readable(piece.source)
-    if importance is not None:
-        _check_importance(plan, importance)
     return plan
 
 
@@ -139,6 +139,10 @@ def slabs(plan: Plan) -> Iterator[Slab]:
             for start in range(0, piece.rows, step):
                 yield Slab(index, number, first + start, min(step, piece.rows - start))
             first += piece.rows
+
+
+def _experts(output: Output) -> int:
+    return output.shape[0] if len(output.shape) == 3 else 1
 
 
 def slab_rows(output: Output, piece: Piece) -> int:
@@ -173,8 +177,7 @@ def _contents(
     layout = arch.outputs(architecture, checkpoint)
     rows = next((o.shape[0] for o in layout.outputs if o.name == "token_embd.weight"), None)
     vocab = load_vocab(checkpoint, architecture.tokenizers, options.pre, rows)
-    metadata = arch.metadata(architecture, checkpoint, layout)
-    metadata |= dict(vocab.metadata) | arch.tokenizer_metadata(architecture, checkpoint, vocab.kind)
+    metadata = arch.metadata(architecture, checkpoint, layout) | dict(vocab.metadata)
     return layout.outputs, layout.dropped, metadata, tuple(vocab.notes)
 
 
@@ -300,11 +303,16 @@ def _metadata(
         out["ggufround.overrides"] = array(Kind.STRING, _wishes(options.overrides))
     if importance is not None and options.imatrix is not None:
         out["ggufround.imatrix.sha256"] = string(hashlib.sha256(options.imatrix.read_bytes()).hexdigest())
-    out["ggufround.source"] = string(checkpoint.root.name)
+    out["ggufround.source"] = string(_source_name(checkpoint))
     out["ggufround.source.config_sha256"] = string(side_files_digest(checkpoint))
     out["ggufround.source.weights_sha256"] = string(DIGEST)
     out["ggufround.data_sha256"] = string(DIGEST)
     return out
+
+
+def _source_name(checkpoint: Checkpoint) -> str:
+    """The hub id, or the base name of a local model: where it lies is nobody's business."""
+    return checkpoint.root.name if Path(checkpoint.source).exists() else checkpoint.source
 
 
 def _wishes(overrides: Overrides) -> list[str]:
@@ -326,17 +334,6 @@ def side_files_digest(checkpoint: Checkpoint) -> str:
     for name, path in sorted(checkpoint.files.items()):
         total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
-
-
-def _check_importance(plan: Plan, importance: Importance) -> None:
-    for output in plan.outputs:
-        entry = importance.entries.get(output.name)
-        experts = output.shape[0] if len(output.shape) == 3 else 1
-        if entry is not None and entry.shape != (experts, output.shape[-1]):
-            raise InputError(
-                f"the imatrix has {entry.shape[0]} x {entry.shape[1]} values for {output.name}, "
-                f"the model {experts} x {output.shape[-1]}: it belongs to another model"
-            )
 
 
 def _remarks(

@@ -8,7 +8,7 @@ from typing import Any
 
 from ggufround.arch import gemma, llama, olmo, phi, qwen
 from ggufround.arch.layout import keeps_float32, outputs
-from ggufround.arch.metadata import metadata, tokenizer_metadata
+from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rule
 from ggufround.errors import InputError, UnsupportedError
 
@@ -59,5 +59,4 @@ __all__ = [
     "keeps_float32",
     "metadata",
     "outputs",
-    "tokenizer_metadata",
 ]

@@ -10,11 +10,11 @@ from dataclasses import replace
 from ggufround.arch.checks import activation, fixed, query_scale, sliding_pattern
 from ggufround.arch.config import N_CONTEXT, N_EMBD, N_FF, N_HEAD, integer, n_head_kv, n_layer
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD
-from ggufround.arch.metadata import COMMON, constant, count, real, real_if_stated
+from ggufround.arch.metadata import COMMON, count, real, real_if_stated
 from ggufround.arch.qwen import HEAD_NORMS
 from ggufround.arch.spec import KV, Architecture, Config, Drop, Rule
 from ggufround.arch.transforms import norm_plus_one
-from ggufround.gguf_file import Field, boolean, u32
+from ggufround.gguf_file import Field, u32
 
 PLUS_ONE = tuple(
     Rule(f"{source}.weight", f"{to}.weight", "embd", via=norm_plus_one)
@@ -26,7 +26,6 @@ PLUS_ONE = tuple(
         ("layers.{i}.post_feedforward_layernorm", "blk.{i}.post_ffw_norm"),
     )
 )
-NO_SPACE_PREFIX = (KV("tokenizer.ggml.add_space_prefix", constant(boolean(False))),)
 VISION = tuple(
     Drop(f"*{name}.*", "vision: not part of the text model") for name in ("vision_tower", "multi_modal_projector")
 )
@@ -55,8 +54,7 @@ GEMMA2 = Architecture(
         KV("final_logit_softcapping", real("final_logit_softcapping")),
         KV("attention.sliding_window", count("sliding_window")),
     ),
-    tokenizers=("spm",),
-    tokenizer_kvs={"spm": NO_SPACE_PREFIX},
+    tokenizers=("gemma",),
     defaults={
         "max_position_embeddings": 8192,
         "num_key_value_heads": 4,
@@ -96,7 +94,7 @@ GEMMA3 = replace(
         KV("final_logit_softcapping", real_if_stated("final_logit_softcapping", zero=False)),
         KV("attention.sliding_window", window_if_any),
     ),
-    tokenizers=("spm", "bpe"),
+    tokenizers=("gemma", "bpe"),
     defaults={
         "vocab_size": 262208,
         "hidden_size": 2304,

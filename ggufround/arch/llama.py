@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from ggufround.arch import rope
 from ggufround.arch.checks import activation, no_rope_every_fourth_layer
-from ggufround.arch.config import head_dim, n_head, optional_integer
+from ggufround.arch.config import head_dim, n_head
 from ggufround.arch.metadata import COMMON, count, real_if_stated, without
-from ggufround.arch.spec import KV, Architecture, Reader, Rule
+from ggufround.arch.spec import KV, Architecture, Rule
 from ggufround.arch.transforms import interleave_rope
-from ggufround.gguf_file import Field, boolean, u32
+from ggufround.gguf_file import u32
 
 ENDS = (
     Rule("embed_tokens.weight", "token_embd.weight", "vocab embd"),
@@ -52,21 +52,6 @@ EXPERTS = (
 )
 
 
-def with_vocabulary(size: int, field: Field) -> Reader:
-    """Some models of the family differ from the others by the size of their vocabulary alone."""
-    return lambda config: field if optional_integer(config, "vocab_size") == size else None
-
-
-TOKENIZER_KVS = (
-    # Code Llama's infill tokens.
-    KV("tokenizer.ggml.prefix_token_id", with_vocabulary(32016, u32(32007))),
-    KV("tokenizer.ggml.suffix_token_id", with_vocabulary(32016, u32(32008))),
-    KV("tokenizer.ggml.middle_token_id", with_vocabulary(32016, u32(32009))),
-    KV("tokenizer.ggml.eot_token_id", with_vocabulary(32016, u32(32010))),
-    # Granite's small code models; SmolLM2 shares the size.
-    KV("tokenizer.ggml.add_bos_token", with_vocabulary(49152, boolean(False))),
-)
-
 LLAMA = Architecture(
     name="llama",
     classes=("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
@@ -77,7 +62,6 @@ LLAMA = Architecture(
         KV("rope.dimension_count", lambda config: u32(head_dim(config))),
     ),
     tokenizers=("spm", "llama_hf", "bpe"),
-    tokenizer_kvs=dict.fromkeys(("spm", "llama_hf", "bpe"), TOKENIZER_KVS),
     defaults={
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,

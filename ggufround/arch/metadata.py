@@ -110,14 +110,6 @@ def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None =
     return fields | {key: field for key, field in read.items() if field is not None}
 
 
-def tokenizer_metadata(arch: Architecture, checkpoint: Checkpoint, kind: str) -> dict[str, Field]:
-    """`tokenizer.*` fields that the architecture dictates for a tokenizer of `kind` (one of `arch.tokenizers`); they
-    are laid over those of the vocabulary."""
-    config = flatten(checkpoint.config, arch.defaults)
-    read = {kv.key: kv.read(config) for kv in arch.tokenizer_kvs.get(kind, ())}
-    return {key: field for key, field in read.items() if field is not None}
-
-
 def parameter_count(tensors: tuple[Output, ...]) -> dict[str, int]:
     """Parameters in all, those outside the experts, those of one expert in each stack, and experts in a stack: what
     size labels are made of (`GGUFWriter.get_total_parameter_count`)."""

@@ -39,7 +39,7 @@ PHI3 = Architecture(
         # 0 tells Phi-4 from the others
         KV("attention.sliding_window", lambda config: u32(optional_integer(config, "sliding_window") or 0)),
     ),
-    tokenizers=("spm", "bpe"),
+    tokenizers=("phi3", "bpe"),
     defaults={
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,

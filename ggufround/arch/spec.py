@@ -107,9 +107,7 @@ class Architecture:
     classes: tuple[str, ...]  # `architectures` in config.json
     rules: tuple[Rule, ...]
     kvs: tuple[KV, ...]
-    tokenizers: tuple[str, ...]  # kinds to try in order: "spm", "llama_hf", "bpe"
-    # Full keys laid over those of the vocabulary, by the kind of tokenizer that it turned out to be.
-    tokenizer_kvs: Mapping[str, tuple[KV, ...]] = field(default_factory=dict)
+    tokenizers: tuple[str, ...]  # kinds to try in order: see tokenizer.load.KINDS
     # What transformers assumes where config.json is silent; a function is called with the config so far.
     defaults: Mapping[str, Any] = field(default_factory=dict)
     computed: tuple[Callable[[Config], tuple[Output, ...]], ...] = ()

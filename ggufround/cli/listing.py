@@ -11,8 +11,8 @@ import typer
 from ggufround.arch import ARCHITECTURES
 from ggufround.cli import show
 from ggufround.cli.values import Json
-from ggufround.quants.mixes import MIXES
 from ggufround.ggml_types import GGML_TYPES
+from ggufround.quants.mixes import MIXES
 from ggufround.quants.types import QUANT_TYPES
 from ggufround.recipes import RECIPES
 

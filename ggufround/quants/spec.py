@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from ggufround_kernels import Rounded, Search
 from numpy.typing import NDArray
+
+from ggufround_kernels import Rounded, Search
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ggufround_kernels import CODECS, FLOATS
-
 from ggufround.ggml_types import GGML_TYPES
 from ggufround.quants.spec import QuantType
+from ggufround_kernels import CODECS, FLOATS
 
 _IDS = {t.name: t.id for t in GGML_TYPES.values()}
 

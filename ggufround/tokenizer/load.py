@@ -60,8 +60,8 @@ def load_vocab(
     if vocab_size is None:
         size = checkpoint.config.get("vocab_size")
         vocab_size = size if isinstance(size, int) else None
-    found = ((kind, KINDS[kind](files, pre, vocab_size)) for kind in order)
-    kind, vocab = next(((kind, vocab) for kind, vocab in found if vocab is not None), ("", None))
+    found = (KINDS[kind](files, pre, vocab_size) for kind in order)
+    vocab = next((vocab for vocab in found if vocab is not None), None)
     if vocab is None:
         raise InputError(
             f"{checkpoint.source} has no tokenizer: tokenizer.model or tokenizer.json is needed "
@@ -70,10 +70,10 @@ def load_vocab(
     if pre is not None and vocab.model != "gpt2":
         raise UsageError(f"--pre {pre}: a SentencePiece vocabulary has no pre-tokenizer; leave --pre out")
     fields = _llama(files, vocab, vocab_size) if "llama_hf" in order else vocab.metadata
-    vocab = replace(vocab, kind=kind, metadata=fields)
+    vocab = replace(vocab, metadata=fields)
     _check_text(vocab, checkpoint.source)
     _check_unique(vocab.metadata[TOKENS].value, checkpoint.source)
-    return replace(vocab, kind=kind)
+    return vocab
 
 
 def _llama(files: Files, vocab: Vocab, vocab_size: int | None) -> dict[str, Field]:

@@ -16,5 +16,4 @@ class Vocab:
     pre: str  # "default", "llama-bpe", ...
     size: int  # number of tokens, padding included
     metadata: Mapping[str, Field] = field(default_factory=dict)
-    kind: str = ""  # which of the kinds of `load_vocab` it was read as
     notes: tuple[str, ...] = ()  # what the user should know, e.g. how the pre-tokenizer was found

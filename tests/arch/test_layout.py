@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 import tiny_models
-from ggufround.arch import ARCHITECTURES, Layout, find_architecture, metadata, outputs, tokenizer_metadata
+from ggufround.arch import ARCHITECTURES, Layout, find_architecture, metadata, outputs
 from ggufround.arch.transforms import interleave_heads, on_vector
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
 from ggufround.errors import InputError, UnsupportedError
-from ggufround.gguf_file import boolean, u32
 
 
 def headers(
@@ -263,15 +262,3 @@ def test_interleaving_moves_each_row_of_the_second_half_behind_its_partner() -> 
     bias = on_vector(lambda column: interleave_heads(column, 8), rows[:, 0].reshape(1, 16))
     assert bias.shape == (1, 16)
     assert bias[0].tolist() == expected
-
-
-def test_tokenizer_keys_follow_the_vocabulary_and_the_kind() -> None:
-    llama, gemma = ARCHITECTURES["LlamaForCausalLM"], ARCHITECTURES["Gemma3ForCausalLM"]
-    assert tokenizer_metadata(llama, headers("llama"), "bpe") == {}
-    granite_code = headers("llama", {"vocab_size": 49152})
-    assert tokenizer_metadata(llama, granite_code, "bpe") == {"tokenizer.ggml.add_bos_token": boolean(False)}
-    code_llama = tokenizer_metadata(llama, headers("llama", {"vocab_size": 32016}), "spm")
-    assert code_llama["tokenizer.ggml.prefix_token_id"] == u32(32007)
-    assert len(code_llama) == 4
-    assert tokenizer_metadata(gemma, headers("gemma3"), "spm") == {"tokenizer.ggml.add_space_prefix": boolean(False)}
-    assert tokenizer_metadata(gemma, headers("gemma3"), "bpe") == {}
