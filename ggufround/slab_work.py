@@ -148,16 +148,18 @@ def _packed(
     if output.name in target.scaled:
         weights = weights / work.scales[output.name][expert]
     kind.quantize(weights, _importance(work.plan, output, expert), work.plan.recipe.search, rows)
-    if absmax(weights) > LARGE:
-        _check_finite(output, kind, rows)
+    largest = absmax(weights)
+    if largest > LARGE:
+        _check_held(output, kind, rows, largest)
     return rows.reshape(-1)
 
 
-def _check_finite(output: Output, kind: QuantType, rows: NDArray[np.uint8]) -> None:
-    """Weights that are finite themselves can overflow a float16 scale; llama.cpp refuses such a file."""
+def _check_held(output: Output, kind: QuantType, rows: NDArray[np.uint8], largest: float) -> None:
+    """Weights that are finite themselves can overflow a float16 scale: to infinity, which llama.cpp refuses in a
+    file, or, where a search stops at the largest scale, to far less than they are."""
     stored = np.empty((len(rows), output.shape[-1]), np.float32)
     kind.unpack(rows, stored)
-    if not np.isfinite(absmax(stored)):
+    if not largest / 4 < absmax(stored) < np.inf:
         raise WeightError(
             f"{output.name} has weights too large for {kind.name}, whose scales are float16; give it another type, "
             f"e.g. --tensor-type '{output.name}=bf16'"
