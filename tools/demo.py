@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `make demo` runs: a real model from safetensors to a GGUF file, and a prompt through llama.cpp.
 
-    python tools/demo.py [--type q4_k_m] [--prompt "What is the capital of France?"] [--dir demo]
+    python tools/demo.py [--type q4_k_m] [--prompt TEXT] [--dir demo]
 
 The model, SmolLM2-135M-Instruct, is rebuilt by demo_model.py as a checkpoint in DIR and stays there. `ggufround
 convert` runs twice: the first run on a machine also compiles its kernels. The text comes from the package xllamacpp,
@@ -47,7 +47,7 @@ def answer(path: Path, prompt: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", default="q4_k_m", help="as ggufround's; default %(default)s")
-    parser.add_argument("--prompt", default="What is the capital of France? Say one thing about it.")
+    parser.add_argument("--prompt", default="Write two sentences about the sea.")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="where model and result go; default %(default)s")
     options = parser.parse_args()
     model = options.dir / "SmolLM2-135M-Instruct"

@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from llama import forward, log_probabilities
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import demo_model  # noqa: E402  (tools is no package)
@@ -111,47 +112,6 @@ def other_basis(model: Model, seed: int, wide: bool) -> Model:
     return replace(model, config=config | sizes, weights=weights)
 
 
-def log_probabilities(model: Model, tokens: tuple[int, ...] = TOKENS) -> np.ndarray:
-    """Of the next token after each of `tokens`: [tokens, vocabulary], by the Llama forward pass."""
-    config, weights = model.config, model.weights
-    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
-    head = config.get("head_dim", config["hidden_size"] // heads)
-    n = len(tokens)
-    angles = np.arange(n)[:, None] * config["rope_theta"] ** -(np.arange(0, head, 2) / head)
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-    mask = np.triu(np.full((n, n), -np.inf), 1)
-
-    def norm(x: np.ndarray, name: str) -> np.ndarray:
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"]) * weights[f"{name}.weight"]
-
-    def linear(x: np.ndarray, name: str) -> np.ndarray:
-        return x @ weights[f"{name}.weight"].T
-
-    def rotate(x: np.ndarray) -> np.ndarray:
-        a, b = x[..., : head // 2], x[..., head // 2 :]
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-
-    def softmax(x: np.ndarray) -> np.ndarray:
-        powers = np.exp(x - x.max(-1, keepdims=True))
-        return powers / powers.sum(-1, keepdims=True)
-
-    embedding = weights["model.embed_tokens.weight"]
-    x = embedding[list(tokens)]
-    for i in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{i}"
-        h = norm(x, f"{layer}.input_layernorm")
-        q, k, v = (linear(h, f"{layer}.self_attn.{p}_proj").reshape(n, -1, head) for p in "qkv")
-        k, v = (np.repeat(t, heads // groups, 1) for t in (rotate(k), v))
-        scores = np.einsum("qhd,khd->hqk", rotate(q), k) / np.sqrt(head) + mask
-        mixed = np.einsum("hqk,khd->qhd", softmax(scores), v).reshape(n, -1)
-        x = x + linear(mixed, f"{layer}.self_attn.o_proj")
-        h = norm(x, f"{layer}.post_attention_layernorm")
-        gate = linear(h, f"{layer}.mlp.gate_proj")
-        x = x + linear(gate / (1 + np.exp(-gate)) * linear(h, f"{layer}.mlp.up_proj"), f"{layer}.mlp.down_proj")
-    logits = norm(x, "model.norm") @ embedding.T
-    return np.log(softmax(logits))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=("smollm2", "smollm2-768"))
@@ -160,7 +120,11 @@ def main() -> None:
     options = parser.parse_args()
     model = demo_model.download()
     moved = other_basis(model, options.seed, options.name.endswith("768"))
-    drift = float(np.abs(log_probabilities(moved) - log_probabilities(model)).max())
+    after, before = (
+        log_probabilities(forward(m.config, m.weights, TOKENS), m.weights["model.embed_tokens.weight"])
+        for m in (moved, model)
+    )
+    drift = float(np.abs(after - before).max())
     if drift > TOLERANCE:
         sys.exit(f"the rebuilt model's log-probabilities are off by {drift:.3g}, more than {TOLERANCE}")
     count = demo_model.write(moved, options.folder)
