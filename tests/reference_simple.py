@@ -146,7 +146,8 @@ def dequantize_q1_0(raw: U8) -> F32:
 
 def e2m1_codes(x: F32, d: F32) -> U8:
     """The first code with the least float32 difference |value * d - x|."""
-    misses = np.abs(E2M1 * 2 * (d / 2)[:, None, None] - x[:, :, None])
+    with np.errstate(over="ignore"):
+        misses = np.abs(E2M1 * 2 * (d / 2)[:, None, None] - x[:, :, None])
     return misses.argmin(axis=2).astype(np.uint8)
 
 

@@ -123,7 +123,7 @@ def level(a: Any) -> Any:
 @kernel
 def exponent_of(largest: Any) -> Any:
     """floor(log2f(x)) for x > 0. Just below a power of two log2f rounds up to a whole number: how many float32 do so
-    (44 at 2^64, none at 2) follows from the logarithm in float64, rounded to float32."""
+    (44 at 2^65, none at 2) follows from the logarithm in float64, rounded to float32."""
     raw = bits_of(largest)
     if raw >> 23 and raw & 0x7FFFFF < 0x7FFF80:
         return np.int64(raw >> 23) - 127
