@@ -122,7 +122,7 @@ def test_hardly_any_scale_would_be_better(name: str, weighted: bool, tails: int)
 
 
 def test_the_exponent_follows_log2f_just_below_powers_of_two() -> None:
-    """At 2^65, where a float32 logarithm has 17 bits for its fraction, 44 numbers below count as 2^65; at 2 none does."""
+    """At 2^65, where a float32 logarithm has 17 bits of fraction, 44 numbers below count as 2^65; at 2 none does."""
     for power, rounded_up in ((1, 0), (64, 22), (65, 44)):
         bits = np.float32(2.0**power).view(np.uint32) - np.arange(1, 65, dtype=np.uint32)
         x = np.zeros((64, 32), np.float32)
