@@ -1,17 +1,16 @@
 """The small files beside the weights, read within limits: UTF-8, strict JSON, no surprises.
 
-JSON with duplicate keys, NaN or infinities is refused, and so is one that nests deeper than Python's parser goes.
 `at` walks a parsed document without trusting its shape.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggufround.checkpoint.json_file import parse_json, read_small_file
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError
 
@@ -39,15 +38,7 @@ def read_files(checkpoint: Checkpoint) -> Files:
 
 def read_bytes(path: Path) -> bytes:
     """The whole file; InputError if it is larger than the limit for its name or cannot be read."""
-    limit = LIMITS.get(path.name, LIMIT)
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(data) > limit:
-        raise InputError(f"{path} is larger than {limit >> 20} MiB, the limit for a {path.name}")
-    return data
+    return read_small_file(path, LIMITS.get(path.name, LIMIT))
 
 
 def read_text(path: Path) -> str:
@@ -61,17 +52,7 @@ def read_text(path: Path) -> str:
 def read_json(files: Mapping[str, Path], name: str) -> dict[str, Any] | None:
     """The JSON object in file `name`, None where the checkpoint has no such file."""
     path = files.get(name)
-    if path is None:
-        return None
-    try:
-        document = json.loads(read_bytes(path).decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise InputError(f"{path} is not sound JSON: nested too deeply") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not sound JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path} must hold a JSON object, not {type(document).__name__}")
-    return document
+    return None if path is None else parse_json(read_bytes(path), str(path))
 
 
 def at(document: Any, *keys: str | int) -> Any:
@@ -109,16 +90,3 @@ def content(token: Any) -> str | None:
     """The text of a special token, which the files write as a string or as an object with its flags."""
     text = at(token, "content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} stands twice")
-    return found
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")

@@ -25,9 +25,9 @@ def broken(folder: Path, name: str, data: bytes, case: Case = PLAIN) -> None:
     [
         (b"{", "not sound JSON"),
         (b"[]", "JSON object"),
-        (b'{"a": 1, "a": 2}', "stands twice"),
+        (b'{"a": 1, "a": 2}', "appears twice"),
         (b'{"a": NaN}', "NaN"),
-        (b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested deeper"),
         (b'{"a": "\xff"}', "not sound JSON"),
         (b"{}", "vocabulary must be an object"),
         (b'{"model": {"type": "Unigram", "vocab": {"a": 0}}}', "Unigram"),
@@ -47,7 +47,7 @@ def test_a_file_beyond_its_limit_is_not_read(tmp_path: Path) -> None:
     checkpoint = PLAIN.checkpoint(tmp_path)
     with (tmp_path / "tokenizer_config.json").open("r+b") as file:
         file.truncate(1 << 33)
-    with pytest.raises(InputError, match="larger than 16 MiB"):
+    with pytest.raises(InputError, match="at most 16777216 are allowed"):
         load_vocab(checkpoint, ("bpe",))
 
 
