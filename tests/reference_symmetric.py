@@ -15,9 +15,7 @@ U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 
 EPS = np.float32(1e-15)
-IQ4_VALUES = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
-)
+IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
 def nearest(x: F32) -> I32:
@@ -147,9 +145,7 @@ def q6_k(weights: F32, importance: F32 | None) -> U8:
     ql = np.stack([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], 2)
     qh = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
     n = len(x)
-    return np.concatenate(
-        [ql.reshape(n, -1), qh.reshape(n, -1), sc.astype(np.int8).view(np.uint8), bits(d)], 1
-    )
+    return np.concatenate([ql.reshape(n, -1), qh.reshape(n, -1), sc.astype(np.int8).view(np.uint8), bits(d)], 1)
 
 
 @quiet
@@ -270,9 +266,7 @@ def iq4_xs(weights: F32, importance: F32 | None) -> U8:
     n = len(x)
     high = ((s >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)).sum(1, dtype=np.uint16)
     low = (s[:, 0::2] & 15) | (s[:, 1::2] & 15) << 4
-    return np.concatenate(
-        [bits(d), high.view(np.uint8).reshape(n, 2), low, nibbles(codes).reshape(n, -1)], 1
-    )
+    return np.concatenate([bits(d), high.view(np.uint8).reshape(n, 2), low, nibbles(codes).reshape(n, -1)], 1)
 
 
 TWINS = {"Q3_K": q3_k, "Q6_K": q6_k, "Q4_0": q4_0, "Q5_0": q5_0, "IQ4_NL": iq4_nl, "IQ4_XS": iq4_xs}

@@ -95,11 +95,12 @@ def load_group(weights: Any, importance: Any, first: Any, count: Any, s: Any) ->
     size = s.x.shape[0]
     load_blocks(weights, first, count, size, s.x)
     if importance is not None:
-        per_row = importance.size // size
+        start = first * size % importance.size
         for lane in range(LANES):
-            start = (first + min(lane, count - 1)) % per_row * size
             for i in range(size):
                 s.w[i, lane] = importance[start + i]
+            if lane < count - 1:
+                start = start + size if start + size < importance.size else 0
 
 
 @kernel
@@ -374,9 +375,9 @@ def fit_super_block(
     inverse_d, total = inverse_of(d), broadcast(ZERO)
     sumlx, suml2 = broadcast(ZERO), broadcast(ZERO)
     for group in range(groups):
-        code = scale_code(load(s.fitted, group) * inverse_d, smax)
-        error, middle = packed_error(s, group * n, n, d * code, nmax), code
-        for step in (-1, 1, -2, 2):
+        middle = code = scale_code(load(s.fitted, group) * inverse_d, smax)
+        error = broadcast(np.float32(np.inf))
+        for step in (0, -1, 1, -2, 2):
             tried = scale_code(middle + np.float32(step), smax)
             tried_error = packed_error(s, group * n, n, d * tried, nmax)
             better = tried_error < error

@@ -97,9 +97,13 @@ def reference(weights: Any, importance: Any, chunk: Any, count: Any, s: Any, nma
     if importance is None:
         reference_plain(s, nmax, held, g)
     else:
-        per_row = importance.size // BLOCK
+        row, place = divmod(first * BLOCK, importance.size)
         for lane in range(LANES):
-            s.fitted[0, lane] = s.means[(first + min(lane, lanes - 1)) // per_row]
+            s.fitted[0, lane] = s.means[row]
+            if lane < lanes - 1:
+                place += BLOCK
+                if place == importance.size:
+                    row, place = row + 1, 0
         weigh_by(s, load(s.fitted, 0))
         reference_weighted(s, nmax, held, g)
 
