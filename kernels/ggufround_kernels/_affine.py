@@ -225,18 +225,24 @@ def least_squares(sum_w: Any, sum_x: Any, sum_l: Any, sum_l2: Any, sum_xl: Any, 
 @kernel
 def search_affine(x: Any, row: Any, w: Any, n: Any, top: Any, grid: Any, floor: Any) -> Any:
     """Continuous scale and shift of n elements with the sums of weights, of codes and of squared codes."""
-    low = load(x, row)
-    high = low
-    sum_x = weigh(w, row, low)
-    for i in range(1, n):
-        v = load(x, row + i)
-        low = smaller(v, low)
-        high = larger(v, high)
-        sum_x += weigh(w, row + i, v)
     sum_w = sum_weights(w, row, n)
+    least = sum_w * f4(2.0**-24)
+    low = broadcast(f4(np.inf))
+    high = -low
+    sum_x = broadcast(f4(0.0))
+    for i in range(n):
+        v = load(x, row + i)
+        sum_x += weigh(w, row + i, v)
+        if w is None:
+            low = smaller(v, low)
+            high = larger(v, high)
+        else:  # an outlier without importance must not stretch the range
+            counts = load(w, row + i) > least
+            low = select(counts & (v < low), v, low)
+            high = select(counts & (v > high), v, high)
     low = smaller(low, -floor)
     levels = f4(top)
-    extent = high - low
+    extent = larger(high - low, 0.0)
     inverse = select(extent > 0.0, f4(1.0) / extent, 0.0)
     scale = extent / levels
     shift = -low
@@ -328,11 +334,12 @@ def lift_weights(w: Any, n: Any) -> None:
 
 
 @kernel
-def is_suspect(error: Any, noise: Any) -> Any:
+def is_suspect(error: Any, noise: Any, least: Any) -> Any:
     """Lanes whose error is far from that of even rounding (step**2 / 12): data on a lattice, outliers, extreme weights.
+    `least` is the share of it that is still ordinary; small blocks vary more.
 
     Only there can the reference's own solution be better than ours; elsewhere it need not be computed."""
-    return ~((error > noise * f4(0.15)) & (error < noise * f4(2.0)))
+    return ~((error > noise * least) & (error < noise * f4(2.0)))
 
 
 @kernel

@@ -210,10 +210,12 @@ def _opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: An
             lift_weights(s.w, BLOCK)
             d, dmin, error = _search_super(s.w, s)
         noise = broadcast(f4(0.0))
+        idle = broadcast(f4(0.0))
         for j in range(shape.groups):
             sc = load(s.rows, BEST_SC + j)
             m = load(s.rows, BEST_M + j)
             scale = d * sc
+            idle += select(sc == 0.0, broadcast(f4(1.0)), 0.0)
             noise += load(s.rows, TOTAL + j) * scale * scale * f4(1.0 / 12.0)
             inverse = select(scale > 0.0, f4(1.0) / scale, 0.0)
             for i in range(n):
@@ -224,7 +226,10 @@ def _opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: An
         store(held.d, g, d)
         store(held.dmin, g, dmin)
         store(s.errors, g, error)
-        store(s.suspects, g, select(is_suspect(error, noise), broadcast(np.int32(1)), 0))
+        suspect = is_suspect(error, noise, f4(0.15)) | (
+            idle > f4(shape.groups // 2)
+        )  # a few sub-blocks outweigh the rest
+        store(s.suspects, g, select(suspect, broadcast(np.int32(1)), 0))
 
 
 def better(weights: F32, importance: F32 | None, first: int, count: int, held: Held, s: Scratch) -> None:

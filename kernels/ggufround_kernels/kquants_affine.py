@@ -145,7 +145,7 @@ def _unpack_q45_k(packed: Any, out: Any, s: Any) -> None:
     scales = np.empty((8, LANES), np.float32)
     mins = np.empty((8, LANES), np.float32)
     total = out.size // BLOCK
-    size = packed.size // total
+    size = packed.size // total if total else 0
     codes = size - 128
     for first in range(0, total, LANES):
         count = min(LANES, total - first)

@@ -157,7 +157,7 @@ def _opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: An
         store(held.d, g, d)
         store(held.dmin, g, low)
         store(s.errors, g, error)
-        store(s.suspects, g, select(is_suspect(error, noise), broadcast(np.int32(1)), 0))
+        store(s.suspects, g, select(is_suspect(error, noise, f4(0.35)), broadcast(np.int32(1)), 0))
 
 
 def _better(weights: F32, importance: F32 | None, first: int, count: int, held: Held, s: Scratch) -> None:
