@@ -47,6 +47,9 @@ def codec(layout: Layout, kernels: Kernels) -> Codec:
         blocks, size = weights.size // block, CHUNK_WEIGHTS // block
         return ((first, min(first + size, blocks)) for first in range(0, blocks, size))
 
+    def heeded(importance: F32 | None, search: Search) -> F32 | None:
+        return importance if search == "opt-rtn" else None  # llama.cpp ignores it for all of these types
+
     def quantize(weights: F32, importance: F32 | None, search: Search, out: U8) -> None:
         flat, packed, per_row = weights.reshape(-1), out.reshape(-1), weights.shape[-1] // block
         room = min(CHUNK_WEIGHTS // block, flat.size // block)
@@ -54,13 +57,13 @@ def codec(layout: Layout, kernels: Kernels) -> Codec:
         for first, last in chunks(weights):
             done = slice(0, (last - first) * block), slice(0, (last - first) * per_block)
             part = flat[first * block : last * block]
-            kernels.searches[search](part, importance, per_row, first, codes[done[0]], scales[done[1]])
+            kernels.searches[search](part, heeded(importance, search), per_row, first, codes[done[0]], scales[done[1]])
             kernels.pack(codes[done[0]], scales[done[1]], packed[first * nbytes : last * nbytes])
 
     def search(weights: F32, importance: F32 | None, search: Search) -> Rounded:
         rows, n = weights.shape
         codes, scales = np.empty((rows, n), np.uint8), np.empty((rows, n // block * per_block), kind)
-        flat = weights.reshape(-1), importance, n // block, 0, codes.reshape(-1), scales.reshape(-1)
+        flat = weights.reshape(-1), heeded(importance, search), n // block, 0, codes.reshape(-1), scales.reshape(-1)
         kernels.searches[search](*flat)
         return Rounded(codes, scales=scales) if layout.scales else Rounded(codes, d=scales)
 
