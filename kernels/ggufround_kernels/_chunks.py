@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufround_kernels._jit import kernel
-from ggufround_kernels._lanes import broadcast, sqrt
+from ggufround_kernels._lanes import LANES, broadcast, load, load_blocks, sqrt, store
 from ggufround_kernels._vector import load_at
 from ggufround_kernels.codec import F32, U8, Codec, Search
 from ggufround_kernels.rounded import Rounded
@@ -84,3 +84,34 @@ def weigh(importance: Any, column: Any, x: Any, sigma2: Any) -> Any:
     if importance is None:
         return broadcast(ONE)
     return load_at(importance, column) * sqrt(sigma2 + x * x)
+
+
+@kernel
+def load_group(
+    weights: Any, importance: Any, per_row: Any, number: Any, first: Any, count: Any, size: Any, x: Any, w: Any
+) -> None:
+    """Blocks first .. first+count of `size` to the lanes of x [size, 32], and with importance the weights of their
+    errors, importance * sqrt(mean(x**2) + x**2), to w. `number` is that of weights' first block."""
+    load_blocks(weights, first, count, size, x)
+    if importance is None:
+        return
+    for lane in range(LANES):
+        column = (number + first + min(lane, count - 1)) % per_row * size
+        for i in range(size):
+            w[i, lane] = importance[column + i]
+    squares = broadcast(np.float32(0))
+    for i in range(size):
+        v = load(x, i)
+        squares = squares + v * v
+    mean = squares / np.float32(size)
+    for i in range(size):
+        v = load(x, i)
+        store(w, i, load(w, i) * sqrt(mean + v * v))
+
+
+@kernel
+def weight_at(w: Any, i: Any) -> Any:
+    """The weights of 32 blocks' errors at element i, 1 without importance."""
+    if w is None:
+        return broadcast(ONE)
+    return load(w, i)

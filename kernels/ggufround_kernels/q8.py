@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ggufround_kernels._chunks import Kernels, Layout, codec
+from ggufround_kernels._chunks import Kernels, Layout, codec, load_group, weight_at
 from ggufround_kernels._jit import kernel
 from ggufround_kernels._lanes import (
     LANES,
@@ -20,12 +20,10 @@ from ggufround_kernels._lanes import (
     broadcast,
     larger,
     load,
-    load_blocks,
     round_even,
     round_half,
     select,
     smaller,
-    sqrt,
     store,
     store_floats,
     to_float,
@@ -70,25 +68,6 @@ def rtn(weights: Any, importance: Any, per_row: Any, first: Any, codes: Any, sca
 
 
 @kernel
-def load_group(weights: Any, importance: Any, per_row: Any, start: Any, first: Any, count: Any, x: Any, w: Any) -> None:
-    """Blocks first .. first+count to the lanes of x; with importance, importance * sqrt(mean(x**2) + x**2) to w."""
-    load_blocks(weights, first, count, BLOCK, x)
-    if importance is None:
-        return
-    for lane in range(LANES):
-        column = (start + first + min(lane, count - 1)) % per_row * BLOCK
-        for i in range(BLOCK):
-            w[i, lane] = importance[column + i]
-    squares = broadcast(ZERO)
-    for i in range(BLOCK):
-        v = load(x, i)
-        squares = squares + v * v
-    for i in range(BLOCK):
-        v = load(x, i)
-        store(w, i, load(w, i) * sqrt(squares / np.float32(BLOCK) + v * v))
-
-
-@kernel
 def storable(d: Any) -> Any:
     """Lanes of scales as they will be stored: float16 values, never infinite."""
     return smaller(round_half(d), HALF_MAX)
@@ -108,11 +87,8 @@ def attempt(x: Any, w: Any, d: Any) -> Any:
         v = load(x, i)
         code = nearest_codes(v, inverse)
         rest = v - d * code
-        if w is None:
-            error, xl, ll = error + rest * rest, xl + v * code, ll + code * code
-        else:
-            weighted = load(w, i) * code
-            error, xl, ll = error + load(w, i) * rest * rest, xl + weighted * v, ll + weighted * code
+        weight = weight_at(w, i)
+        error, xl, ll = error + weight * rest * rest, xl + weight * v * code, ll + weight * code * code
     return error, xl, ll
 
 
@@ -141,7 +117,7 @@ def opt(weights: Any, importance: Any, per_row: Any, first: Any, codes: Any, sca
     row = np.empty((1, LANES), np.float32)
     for begin in range(0, scales.size, LANES):
         count = min(LANES, scales.size - begin)
-        load_group(weights, importance, per_row, first, begin, count, x, w)
+        load_group(weights, importance, per_row, first, begin, count, BLOCK, x, w)
         if importance is None:
             store(row, 0, best_scale(x, None))
         else:

@@ -17,16 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from ggufround_kernels._chunks import Kernels, Layout, codec, weigh
+from ggufround_kernels._chunks import Kernels, Layout, codec, load_group, weigh, weight_at
 from ggufround_kernels._jit import kernel
 from ggufround_kernels._lanes import (
     LANES,
     absolute,
     broadcast,
     larger,
+    load,
     round_even,
+    round_half,
     select,
     smaller,
+    store,
+    store_floats,
     to_float,
     truncate,
 )
@@ -248,42 +252,61 @@ def quarters(x: Any, inverse: Any) -> Any:
 
 
 @kernel
-def q2_error(x: Any, y: Any, v: Any, w: Any, d: Any) -> Any:
-    inverse = ONE / d if d != ZERO else ZERO
-    e, f = x - quarters(x, inverse) * d, y - quarters(y, inverse) * d
-    return total(v * e * e + w * f * f)
+def q2_fit(x: Any, w: Any, inverse: Any) -> Any:
+    """sum w x l and sum w l^2 of each lane's block for the codes l that an inverse scale gives."""
+    xl, ll = broadcast(ZERO), broadcast(ZERO)
+    for i in range(Q2_BLOCK):
+        v, weight = load(x, i), weight_at(w, i)
+        code = quarters(v, inverse)
+        xl, ll = xl + weight * v * code, ll + weight * code * code
+    return xl, ll
 
 
 @kernel
-def q2_fit(x: Any, y: Any, v: Any, w: Any, inverse: Any) -> Any:
-    """sum w x l and sum w l^2 for the codes l that an inverse scale gives."""
-    p, q = quarters(x, inverse), quarters(y, inverse)
-    return total(v * x * p + w * y * q), total(v * p * p + w * q * q)
+def q2_error(x: Any, w: Any, d: Any) -> Any:
+    error, inverse = broadcast(ZERO), select(d == ZERO, ZERO, ONE / d)
+    for i in range(Q2_BLOCK):
+        v = load(x, i)
+        rest = v - quarters(v, inverse) * d
+        error = error + weight_at(w, i) * rest * rest
+    return error
+
+
+@kernel
+def q2_scale(x: Any, w: Any) -> Any:
+    """The float16 scale of each lane's block; rtn's where that has the least error."""
+    largest = absolute(load(x, 0))
+    for i in range(1, Q2_BLOCK):
+        largest = larger(absolute(load(x, i)), largest)
+    best, d = broadcast(ZERO), broadcast(ZERO)
+    for target in Q2_TARGETS:
+        xl, ll = q2_fit(x, w, target / largest)
+        gain = xl * xl / ll
+        d, best = select(gain > best, xl / ll, d), select(gain > best, gain, best)
+    for _ in range(Q2_ROUNDS):
+        xl, ll = q2_fit(x, w, ONE / d)
+        d = select(ll > ZERO, xl / ll, d)
+    d = larger(smaller(round_half(d), HALF_MAX), -HALF_MAX)
+    plain = smaller(round_half(largest), HALF_MAX)
+    return select(q2_error(x, w, d) < q2_error(x, w, plain), d, plain)
 
 
 @kernel
 def opt_q2_0(weights: Any, importance: Any, per_row: Any, first: Any, codes: Any, scales: Any) -> None:
+    x, w = np.empty((Q2_BLOCK, LANES), np.float32), np.empty((Q2_BLOCK, LANES), np.float32)
+    row = np.empty((1, LANES), np.float32)
+    for begin in range(0, scales.size, LANES):
+        count = min(LANES, scales.size - begin)
+        load_group(weights, importance, per_row, first, begin, count, Q2_BLOCK, x, w)
+        if importance is None:
+            store(row, 0, q2_scale(x, None))
+        else:
+            store(row, 0, q2_scale(x, w))
+        store_floats(row, 1, scales, begin, count)
     for b in range(scales.size):
-        start, column = b * Q2_BLOCK, (first + b) % per_row * Q2_BLOCK
-        x, y = load_at(weights, start), load_at(weights, start + LANES)
-        sigma2 = mean_square(weights, start, Q2_BLOCK)
-        v, w = weigh(importance, column, x, sigma2), weigh(importance, column + LANES, y, sigma2)
-        largest = peak(larger(absolute(x), absolute(y)))
-        best, d = ZERO, ZERO
-        for target in Q2_TARGETS:
-            xl, ll = q2_fit(x, y, v, w, target / largest)
-            gain = xl * xl / ll
-            d = xl / ll if gain > best else d
-            best = gain if gain > best else best
-        for _ in range(Q2_ROUNDS):
-            xl, ll = q2_fit(x, y, v, w, ONE / d)
-            d = xl / ll if ll > ZERO else d
-        d, plain = storable(d), storable(largest)
-        d = d if q2_error(x, y, v, w, d) < q2_error(x, y, v, w, plain) else plain
-        inverse = ONE / d if d != ZERO else ZERO
-        scales[b] = d
-        store_at(codes, start, truncate(quarters(x, inverse)) + 1)
-        store_at(codes, start + LANES, truncate(quarters(y, inverse)) + 1)
+        inverse = ONE / scales[b] if scales[b] != ZERO else ZERO
+        for i in range(b * Q2_BLOCK, (b + 1) * Q2_BLOCK, LANES):
+            store_at(codes, i, truncate(quarters(load_at(weights, i), inverse)) + 1)
 
 
 # block_q2_0: float16 d, element j in byte j // 4, bits 2 (j % 4)
