@@ -56,7 +56,9 @@ def main() -> int:
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{options.type}")
+    params.ftype = (
+        int(options.type) if options.type.isdigit() else getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{options.type}")
+    )
     params.nthread = options.threads
     entries = read_imatrix(options.imatrix) if options.imatrix else None
     if entries:
