@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times every quantisation kernel on one thread against llama.cpp's C reference, and on two threads against one.
 
-    python tools/bench/kernels.py --ggml libggml-base.so [--types Q4_K,Q6_K] [--rows 256] [--columns 4096] [--runs 5]
+    python tools/bench/kernel_speed.py --ggml libggml-base.so [--types Q4_K,Q6_K] [--rows 256] [--columns 4096] [--runs 5]
 
 `--ggml` is llama.cpp's base library: llama-cpp-python installs one in its lib directory, and every build makes one.
 The three contenders, C, `rtn` and `opt-rtn`, run by turns; times are medians of the thread's CPU time, so that other
