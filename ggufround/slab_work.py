@@ -26,7 +26,7 @@ from ggufround.preflight import workspace_bytes
 from ggufround.quants.spec import QuantType
 from ggufround_kernels import absmax, first_nonfinite
 
-LARGE = 1e4  # magnitudes from which a float16 (65504 at most) may overflow
+LARGE = 65504  # the largest float16: no smaller weights need a larger scale
 
 
 class Workspace(NamedTuple):

@@ -62,3 +62,23 @@ def log_probs(paths: Sequence[Path], prompts: Sequence[Sequence[int]], vocab: in
     answer = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     assert answer, f"llama.cpp failed with {done.returncode}: {done.stderr[-2000:]}"
     return np.array(json.loads(answer[0][6:]), np.float64)
+
+
+WRITE = """
+import sys
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 128, 1, False, -1
+server = xllamacpp.Server(params)
+reply = server.handle_completions({"prompt": sys.argv[2], "n_predict": int(sys.argv[3]), "temperature": 0})
+print("TEXT" + reply["choices"][0]["text"])
+"""
+
+
+def complete(path: Path, prompt: str, tokens: int) -> str:
+    """The most probable continuation of `prompt`."""
+    command = [sys.executable, "-c", WRITE, str(path), prompt, str(tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert "TEXT" in done.stdout, f"llama.cpp failed with {done.returncode}: {done.stderr[-2000:]}"
+    return done.stdout.split("TEXT", 1)[1]

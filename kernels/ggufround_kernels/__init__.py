@@ -18,9 +18,7 @@ from ggufround_kernels.rounded import Rounded
 
 _MODULES = (legacy_symmetric, legacy_affine, kquants_affine, kquants_symmetric, iq4, q8, ternary, microfloat)
 
-CODECS: dict[str, Codec] = {
-    name: checked(name, codec) for module in _MODULES for name, codec in module.CODECS.items()
-}
+CODECS: dict[str, Codec] = {name: checked(name, codec) for module in _MODULES for name, codec in module.CODECS.items()}
 
 __all__ = [
     "CODECS",

@@ -16,9 +16,9 @@ Search = Literal["rtn", "opt-rtn"]  # llama.cpp's bytes, or our best search for 
 
 
 class Codec(NamedTuple):
-    """weights: C-contiguous float32 [rows, n], n a multiple of `block`, finite; importance: float32 [n] or None (shared by
-    all rows); packed: C-contiguous uint8 [rows, n // block * nbytes]. Nothing is modified but `out`. Thread-safe; the
-    GIL is released. `quantize` is `pack(search(...))` without the detour through memory; both give the same bytes."""
+    """weights: C-contiguous float32 [rows, n], n a multiple of `block`, finite; importance: float32 [n] or None (shared
+    by all rows); packed: C-contiguous uint8 [rows, n // block * nbytes]. Nothing is modified but `out`. Thread-safe;
+    the GIL is released. `quantize` is `pack(search(...))` without the detour through memory; the bytes are the same."""
 
     block: int
     nbytes: int

@@ -13,8 +13,8 @@ class Rounded(NamedTuple):
 
     codes   uint8   [rows, n]              the stored code of every weight (Q4_0: q + 8; Q6_K: q + 32; IQ4: table index)
     d       float32 [rows, n // block]     block scale, already a float16 value
-    dmin    float32 [rows, n // block]     Q4_1/Q5_1: the minimum m; K-quants: the super-scale of the mins (fp16 values)
-    scales  uint8   [rows, n // group]     stored code of each group's scale (Q6_K: int8 bits; MXFP4: E8M0; NVFP4: UE4M3)
+    dmin    float32 [rows, n // block]     Q4_1/Q5_1: the minimum m; K-quants: super-scale of the mins (fp16 values)
+    scales  uint8   [rows, n // group]     each group's scale as stored (Q6_K: int8 bits; MXFP4: E8M0; NVFP4: UE4M3)
     mins    uint8   [rows, n // group]     stored code of each group's min
     """
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ggufround_kernels import FLOATS, absmax, first_nonfinite, widen_bf16
 from numpy.typing import NDArray
+
+from ggufround_kernels import FLOATS, absmax, first_nonfinite, widen_bf16
 
 
 def patterns() -> NDArray[np.float32]:

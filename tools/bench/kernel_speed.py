@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times every quantisation kernel on one thread against llama.cpp's C reference, and on two threads against one.
 
-    python tools/bench/kernel_speed.py --ggml libggml-base.so [--types Q4_K,Q6_K] [--rows 256] [--columns 4096] [--runs 5]
+    python tools/bench/kernel_speed.py --ggml LIBGGML_BASE.so [--types Q4_K,Q6_K] [--rows 256] [--columns 4096]
 
 `--ggml` is llama.cpp's base library: llama-cpp-python installs one in its lib directory, and every build makes one.
 The three contenders, C, `rtn` and `opt-rtn`, run by turns; times are medians of the thread's CPU time, so that other
@@ -32,7 +32,10 @@ TURN = 0.05  # seconds
 IDS = {kind.name: kind.id for kind in GGML_TYPES.values()}
 # Weights whose mean square enters w, and its factor; elsewhere 256 (K-quants, IQ4_XS) and 2.
 WHOLE_ROW = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
-SPANS = dict.fromkeys(WHOLE_ROW, (None, 1)) | {"IQ4_NL": (32, 2), "Q2_K": (256, 1)}
+SPANS = dict.fromkeys(WHOLE_ROW, (None, 1)) | {
+    "IQ4_NL": (32, 2), "Q2_K": (256, 1), "Q8_0": (32, 1), "Q1_0": (128, 1), "Q2_0": (64, 1), "MXFP4": (32, 1),
+    "NVFP4": (64, 1), "TQ1_0": (256, 1), "TQ2_0": (256, 1),
+}  # fmt: skip
 
 
 def reference(library: Path) -> Callable[[str, np.ndarray, np.ndarray | None, np.ndarray], None]:
