@@ -11,10 +11,18 @@ from ggufround import measure
 from ggufround.checkpoint.reading import scratch_bytes
 from ggufround.errors import OutputError, UsageError
 from ggufround.formats.gguf import Layout
-from ggufround.planning import Plan, Slab
+from ggufround.planning import Plan, Slab, rows_of
 
 WORKSPACE_EXTRA = 2 << 20  # bytes a thread needs beside its buffers: kernel scratch, stacks
 COMPILER = 90 << 20  # bytes that loading or compiling the kernels may add
+START = 1.0  # seconds until the first weight is read
+SLOW = 40e6  # weights a second and thread of the slowest searches
+SPEED = {  # weights a second and thread with (rtn, opt-rtn), as tools/bench/kernel_speed.py measures on AVX-512
+    "Q2_K": (80e6, 90e6), "Q3_K": (200e6, 95e6), "Q4_K": (87e6, 90e6), "Q5_K": (88e6, 95e6), "Q6_K": (220e6, 85e6),
+    "Q4_0": (200e6, 90e6), "Q4_1": (90e6, 100e6), "Q5_0": (200e6, 85e6), "Q5_1": (90e6, 90e6),
+    "Q8_0": (800e6, 250e6), "IQ4_NL": (95e6, SLOW), "IQ4_XS": (95e6, SLOW), "NVFP4": (400e6, 100e6),
+}  # fmt: skip
+FAST = 500e6  # the others, which hardly search
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,17 @@ def workers(plan: Plan, slabs: tuple[Slab, ...], run: Run) -> int:
             f"--max-ram {run.max_ram / 1e6:.0f} MB is too little: one thread needs about {needed / 1e6:.0f} MB"
         )
     return threads
+
+
+def expected_seconds(plan: Plan, threads: int) -> float:
+    """A rough wall time with compiled kernels and a source that is read as fast as it is packed."""
+    column = 0 if plan.recipe.search == "rtn" else 1
+    work = sum(
+        rows_of(o) * o.shape[-1] / SPEED.get(t.types[o.name].name, (FAST, FAST))[column]
+        for t in plan.targets
+        for o in plan.outputs
+    )
+    return START + work / threads
 
 
 def cores() -> int:

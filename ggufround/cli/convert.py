@@ -13,7 +13,7 @@ from ggufround.cli.values import Flags, Json, Model, takes_flags
 from ggufround.conversion import Report, carry_out, lay_out_all
 from ggufround.formats.gguf import Layout
 from ggufround.planning import Plan, build, describe, slabs
-from ggufround.preflight import Run, check_disk, check_paths, memory_needed, workers
+from ggufround.preflight import Run, check_disk, check_paths, expected_seconds, memory_needed, workers
 
 
 @takes_flags
@@ -58,7 +58,7 @@ def _show_plan(plan: Plan, layouts: tuple[Layout, ...], run: Run, json: bool) ->
     check_disk(layouts, resume=False)
     parts = tuple(slabs(plan))
     threads = workers(plan, parts, run)
-    memory = memory_needed(plan, parts, threads)
+    memory, seconds = memory_needed(plan, parts, threads), expected_seconds(plan, threads)
     if json:
         described: dict[str, Any] = describe(plan)
         for entry, layout in zip(described["targets"], layouts, strict=True):
@@ -66,7 +66,7 @@ def _show_plan(plan: Plan, layouts: tuple[Layout, ...], run: Run, json: bool) ->
             entry["bpw"] = _bpw(layout)
             for tensor in entry["tensors"]:
                 tensor["bytes"] = layout.places[tensor["name"]].nbytes
-        show.dump(described | {"threads": threads, "peak_memory": memory})
+        show.dump(described | {"threads": threads, "peak_memory": memory, "seconds": round(seconds, 1)})
         return
     for layout in layouts:
         count: Counter[str] = Counter()
@@ -86,7 +86,10 @@ def _show_plan(plan: Plan, layouts: tuple[Layout, ...], run: Run, json: bool) ->
         show.note(f"{name} is not used: {reason}")
     for line in plan.notes:
         show.note(line)
-    show.say(f"{plan.architecture}, {plan.weights:,} weights; {threads} threads, about {show.human(memory)} of memory")
+    show.say(
+        f"{plan.architecture}, {plan.weights:,} weights; {threads} threads, about {show.human(memory)} of memory, "
+        f"roughly {seconds:.0f} s once kernels are compiled"
+    )
 
 
 def _show_report(report: Report, json: bool) -> None:
