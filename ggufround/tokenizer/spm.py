@@ -106,8 +106,10 @@ def _number(number: object, text: str) -> int:
 
 def read_pieces(data: bytes, where: str) -> Iterator[Piece]:
     """The pieces of a tokenizer.model in the order of their ids; InputError where the bytes are no such message."""
+    whole = False  # the trainer's settings (field 2) follow the pieces in every file that a trainer wrote
     try:
         for field, value in _fields(data, 0, len(data)):
+            whole |= field == 2
             if field != 1 or not isinstance(value, slice):
                 continue
             text, score, kind = "", 0.0, 1
@@ -121,6 +123,8 @@ def read_pieces(data: bytes, where: str) -> Iterator[Piece]:
             yield Piece(text, score, _TYPES[kind])
     except (IndexError, KeyError, ValueError, struct.error) as error:
         raise InputError(f"{where} is no sentencepiece model: {error or 'truncated'}") from error
+    if not whole:
+        raise InputError(f"{where} ends before its trainer_spec: it was cut off; download it again")
 
 
 def _fields(data: bytes, position: int, stop: int) -> Iterator[tuple[int, int | bytes | slice]]:
