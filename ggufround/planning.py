@@ -10,6 +10,7 @@ Its size depends on the tensor's shape alone, never on threads or memory, so tha
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from ggufround.quants.mixes import (
     Overrides,
     TensorInfo,
     assign,
+    idle_patterns,
     missing_types,
     needs_imatrix,
 )
@@ -118,6 +120,10 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
     facts = _facts(metadata, outputs)
     targets = tuple(_target(m, outputs, facts, metadata, options, chosen, importance, checkpoint) for m in mixes)
     notes += _remarks(outputs, targets, importance)
+    notes += tuple(
+        f"--tensor-type {pattern!r} matches no tensor that is quantised"
+        for pattern in idle_patterns(_infos(outputs), facts.arch, options.overrides)
+    )
     name = str(metadata["general.architecture"].value)
     plan = Plan(checkpoint, name, outputs, dropped, targets, chosen, importance, notes)
     for output in outputs:
@@ -242,9 +248,7 @@ def _target(
     importance: Importance | None,
     checkpoint: Checkpoint,
 ) -> Target:
-    infos = [
-        TensorInfo(o.name, o.shape, _source_type(o), o.float32, tuple(p.source.name for p in o.pieces)) for o in outputs
-    ]
+    infos = _infos(outputs)
     assigned = assign(mix, infos, facts, options.overrides, importance is not None)
     choices = {info.name: choice for info, choice in zip(infos, assigned, strict=True)}
     types = _types(mix, choices)
@@ -253,11 +257,19 @@ def _target(
     blind = [n for n, c in choices.items() if importance is None and needs_imatrix(mix, n, c.type)]
     if blind:
         raise UsageError(f"{mix.name} needs --imatrix: {len(blind)} tensors would be unusable (first: {blind[0]})")
+    as_it_is = {o.name for o in outputs if _source_type(o) == "NVFP4" and o.pieces[0].source.scale is None}
     scaled = frozenset(
         n for n, t in types.items()
         if t.name == "NVFP4" and chosen.search != "rtn" and n != "token_embd.weight" and n.endswith(".weight")
+        and n not in as_it_is
     )  # fmt: skip
     return Target(mix, types, choices, _metadata(metadata, mix, options, chosen, importance, checkpoint), scaled)
+
+
+def _infos(outputs: tuple[Output, ...]) -> list[TensorInfo]:
+    return [
+        TensorInfo(o.name, o.shape, _source_type(o), o.float32, tuple(p.source.name for p in o.pieces)) for o in outputs
+    ]
 
 
 def _types(mix: Mix, choices: Mapping[str, Choice]) -> dict[str, QuantType]:
@@ -312,7 +324,8 @@ def _metadata(
 
 def _source_name(checkpoint: Checkpoint) -> str:
     """The hub id, or the base name of a local model: where it lies is nobody's business."""
-    return checkpoint.root.name if Path(checkpoint.source).exists() else checkpoint.source
+    name = checkpoint.root.name if Path(checkpoint.source).exists() else checkpoint.source
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _wishes(overrides: Overrides) -> list[str]:

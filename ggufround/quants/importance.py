@@ -38,14 +38,21 @@ class Importance:
     datasets: tuple[str | bytes, ...] = ()
     chunks: int = 0  # of the calibration text that were run; 0: not known
     legacy: bool = False
+    path: Path | None = None  # where it was read
 
     def fitted(self, shapes: Mapping[str, tuple[int, int]]) -> Importance:
         """The same for a model whose tensors have `shapes`, name -> (matrices, inputs).
 
-        Raises InputError for an entry of another size, but drops that of token_embd.weight, as llama-quantize does
+        Raises InputError if none of its entries is one of these tensors, or for an entry of another size, but drops
+        that of token_embd.weight, as llama-quantize does
         (an imatrix may be that of the same model with an output matrix of its own).
         """
         entries = {}
+        if self.entries and not self.entries.keys() & shapes.keys():
+            raise InputError(
+                f"the imatrix has no entry for any tensor of the model (but for {next(iter(self.entries))}, ...): it "
+                f"belongs to another model"
+            )
         for name, entry in self.entries.items():
             wanted = shapes.get(name, entry.shape)
             if entry.size == wanted[0] * wanted[1] and (self.legacy or entry.shape == wanted):
@@ -84,7 +91,7 @@ def read_imatrix(path: Path) -> Importance:
             found = _read_gguf_kind(path, file) if magic == MAGIC else _read_legacy_kind(path, file)
     except OSError as error:
         raise InputError(f"cannot read the imatrix {path}: {error.strerror}") from error
-    return replace(found, entries=dict(sorted(found.entries.items())))
+    return replace(found, entries=dict(sorted(found.entries.items())), path=path)
 
 
 def _read_gguf_kind(path: Path, file: BinaryIO) -> Importance:

@@ -194,6 +194,12 @@ def _matches(tensor: TensorInfo, gguf: re.Pattern[str], hf: re.Pattern[str]) -> 
     return bool(gguf.search(tensor.name)) or any(hf.search(name) for name in tensor.hf_names)
 
 
+def idle_patterns(tensors: Sequence[TensorInfo], arch: str, overrides: Overrides) -> list[str]:
+    """Patterns of --tensor-type that match no tensor that gets a type: most likely mistyped."""
+    typed = [t for t in tensors if not t.float32 and _is_quantised(t, arch, overrides)]
+    return [p for p, _ in overrides.tensor_types if not any(_matches(t, *_compiled(p)) for t in typed)]
+
+
 def _is_quantised(tensor: TensorInfo, arch: str, overrides: Overrides) -> bool:
     """Whether llama-quantize gives it a type at all. Leading dimensions of 1 do not count, as ggml counts none."""
     if all(size == 1 for size in tensor.shape[:-1]) or not tensor.name.endswith("weight"):
