@@ -82,10 +82,12 @@ def convert(
 def lay_out_all(plan: Plan, out: Path, split_max_size: int | None = None) -> tuple[Layout, ...]:
     """The files of every target; `{type}` in `out` is replaced by the mix's name.
 
-    Raises UsageError where several targets would share a file.
+    Raises UsageError where several targets would share a file, and for an `out` without a name.
     """
     if len(plan.targets) > 1 and "{type}" not in out.name:
         raise UsageError(f"several types need {{type}} in OUT, e.g. {out.stem}-{{type}}.gguf; got {out}")
+    if not out.name:
+        raise UsageError(f"OUT {str(out)!r} is no file name; give one such as model.gguf")
     paths = [out.with_name(out.name.replace("{type}", t.mix.name)) for t in plan.targets]
     return tuple(lay_out(plan, t, p, split_max_size) for t, p in zip(plan.targets, paths, strict=True))
 
@@ -108,12 +110,12 @@ def carry_out(
     check_disk(layouts, resume)
     clock.lap("plan")
     with ExitStack() as stack:
-        journal = Journal(journal_path, identity, resume)
-        stack.callback(journal.close)
         sinks = []
         for layout in layouts:
             sinks.append(GGUFSink(layout, resume))
             stack.callback(sinks[-1].abandon)
+        journal = Journal(journal_path, identity, resume)  # the files are locked: no other run has it
+        stack.callback(journal.close)
         reader = stack.enter_context(Reader(plan.checkpoint))
         work = Work(plan, parts, reader, tuple(sinks), workspaces(plan, parts, threads))
         if resume:

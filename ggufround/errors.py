@@ -4,6 +4,8 @@ A message says what was given, what is allowed, and what to do. The command line
 `exit_code`: 2 for wrong usage or input, 1 for the rest.
 """
 
+import errno
+
 
 class GgufroundError(Exception):
     """Root of all errors that ggufround raises on purpose."""
@@ -39,3 +41,10 @@ class WeightError(InputError):
 
 class OutputError(GgufroundError):
     """The output could not be written: disk full, no permission. The partial file and journal are kept."""
+
+
+def not_written(error: OSError, what: str) -> OutputError:
+    """The OutputError for what the system refused to do; a full disk has a way out of its own."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{what}: the disk is full; free some space and run the same command again to go on")
+    return OutputError(f"{what}: {error.strerror or error}")

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
-from io import TextIOWrapper
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ggufround.errors import OutputError
+from ggufround.errors import not_written
 
 
 class Done(NamedTuple):
@@ -41,7 +41,7 @@ class Journal:
         try:
             self._file = _open(path, kept)
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+            raise not_written(error, f"cannot write {path}") from error
         if not kept:
             self._append({"run": fingerprint})
 
@@ -65,11 +65,12 @@ class Journal:
 
     def _append(self, entry: dict[str, Any]) -> None:
         text = json.dumps(entry)
+        line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
         try:
-            self._file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
-            self._file.flush()
+            while line:  # unbuffered: nothing is left to fail when the file is closed
+                line = line[self._file.write(line) :]
         except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
+            raise not_written(error, f"cannot write {self.path}") from error
 
 
 def fingerprint_of(path: Path) -> str | None:
@@ -79,12 +80,10 @@ def fingerprint_of(path: Path) -> str | None:
     return None
 
 
-def _open(path: Path, kept: int) -> TextIOWrapper:
-    if kept:
-        with path.open("r+b") as old:
-            old.truncate(kept)
-        return path.open("a", encoding="ascii")
-    return path.open("w", encoding="ascii")
+def _open(path: Path, kept: int) -> FileIO:
+    file = FileIO(path, "ab")
+    file.truncate(kept)
+    return file
 
 
 def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -12,6 +12,7 @@ from ggufround.checkpoint.reading import scratch_bytes
 from ggufround.errors import OutputError, UsageError
 from ggufround.formats.gguf import Layout
 from ggufround.planning import Plan, Slab, rows_of
+from ggufround.resuming import journal_beside
 
 WORKSPACE_EXTRA = 2 << 20  # bytes a thread needs beside its buffers: kernel scratch, stacks
 COMPILER = 90 << 20  # bytes that loading or compiling the kernels may add
@@ -36,20 +37,33 @@ class Run:
 
 
 def check_paths(plan: Plan, layouts: tuple[Layout, ...]) -> None:
-    """Raises UsageError for an output that is the source, a folder, or in no writable folder."""
-    sources = {t.path.resolve() for t in plan.checkpoint.tensors.values()}
-    sources |= {p.resolve() for p in plan.checkpoint.files.values()}
+    """Raises UsageError for an output that is the source, a folder or device, or in no writable folder."""
+    sources = _sources(plan)
+    journal = journal_beside(layouts)
     for file in (f for layout in layouts for f in layout.files):
         folder = file.path.parent
-        for path in (file.path, file.partial):
+        for path in (file.path, file.partial, journal):
             if path.resolve() in sources or (path.exists() and any(os.path.samefile(path, s) for s in sources)):
-                raise UsageError(f"OUT {path} is a file of the model itself; choose another name")
-        if file.path.is_dir():
-            raise UsageError(f"OUT {file.path} is a folder; give a file name such as {file.path / 'model.gguf'}")
+                raise UsageError(f"OUT {path} is a file of the model itself or its imatrix; choose another name")
+            if path.is_dir():
+                raise UsageError(f"OUT {path} is a folder; give a file name such as {path / 'model.gguf'}")
+            if path.exists() and not path.is_file():
+                raise UsageError(f"OUT {path} is a device or pipe, which cannot become a model; give a file name")
         if not folder.is_dir():
             raise UsageError(f"the folder {folder} does not exist; create it first")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"no permission to write into {folder}")
+
+
+def _sources(plan: Plan) -> set[Path]:
+    """What must stay as it is: all that was read, and in a model's folder all but what a run may have left there."""
+    checkpoint = plan.checkpoint
+    found = {t.path for t in checkpoint.tensors.values()} | set(checkpoint.files.values())
+    if checkpoint.root.is_dir():
+        found |= {p for p in checkpoint.root.iterdir() if p.suffix not in (".gguf", ".partial", ".journal")}
+    if plan.importance is not None and plan.importance.path is not None:
+        found.add(plan.importance.path)
+    return {p.resolve() for p in found if p.exists()}
 
 
 def check_disk(layouts: tuple[Layout, ...], resume: bool) -> None:
@@ -62,7 +76,7 @@ def check_disk(layouts: tuple[Layout, ...], resume: bool) -> None:
         free = shutil.disk_usage(folder).free
         if size > free:
             raise OutputError(
-                f"{folder} has {free / 1e9:.2f} GB free, the output takes {size / 1e9:.2f} GB; free some space or "
+                f"{folder} has {free / 1e6:,.1f} MB free, the output takes {size / 1e6:,.1f} MB; free some space or "
                 f"choose another folder or a smaller type"
             )
 
@@ -87,13 +101,13 @@ def memory_needed(plan: Plan, slabs: tuple[Slab, ...], threads: int) -> int:
 
 
 def workers(plan: Plan, slabs: tuple[Slab, ...], run: Run) -> int:
-    """Threads to use: as asked or one a core, fewer where --max-ram says so.
+    """Threads to use: as asked or one a core, fewer where --max-ram says so or there is less to do.
 
     Raises UsageError where not even one thread fits.
     """
     if run.threads is not None and run.threads < 1:
         raise UsageError(f"--threads must be at least 1, got {run.threads}")
-    threads = run.threads or cores()
+    threads = min(run.threads or cores(), max(1, len(slabs)))
     if run.max_ram is None:
         return threads
     while threads > 1 and memory_needed(plan, slabs, threads) > run.max_ram:

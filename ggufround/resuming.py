@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufround.errors import UsageError
-from ggufround.formats.gguf import Layout, remove
+from ggufround.formats.gguf import Layout
 from ggufround.journal import Done, Journal, fingerprint_of
 from ggufround.planning import Plan, describe
 
@@ -36,13 +36,12 @@ def fingerprint(plan: Plan, layouts: tuple[Layout, ...]) -> str:
 
 
 def may_resume(journal: Path, layouts: tuple[Layout, ...], identity: str, fresh: bool) -> bool:
-    """Whether this run's unfinished files are there. With `fresh` they are deleted.
+    """Whether this run's unfinished files are there and wanted: with `fresh` they will be written over.
 
     Raises UsageError rather than discard what another run has done.
     """
     files = [f for layout in layouts for f in layout.files]
     if fresh:
-        remove([journal, *(f.partial for f in files)])
         return False
     owner = fingerprint_of(journal)
     if owner is None:

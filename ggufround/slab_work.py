@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufround.arch.spec import Output
-from ggufround.checkpoint.reading import Reader
+from ggufround.checkpoint.reading import DECODERS, Reader
 from ggufround.errors import WeightError
 from ggufround.formats.gguf import GGUFSink
 from ggufround.journal import Done
@@ -113,7 +113,7 @@ def read_slab(work: Work, index: int, space: Workspace) -> tuple[NDArray[np.floa
     """The slab's weights as float32 [rows, columns], and the bytes they came from.
 
     No weights for a slab that every target stores exactly as the source does (quantised or integer): those bytes
-    are copied, not rounded a second time.
+    are copied, not rounded a second time, once their values have been looked at.
     """
     slab, output = work.slabs[index], work.output(index)
     columns = output.shape[-1]
@@ -124,7 +124,8 @@ def read_slab(work: Work, index: int, space: Workspace) -> tuple[NDArray[np.floa
         return weights, weights.data.cast("B")
     piece = output.pieces[slab.piece]
     row = piece.first + slab.first - sum(p.rows for p in output.pieces[: slab.piece])
-    if is_copy(work.plan, output):
+    copied = is_copy(work.plan, output)
+    if copied and piece.source.dtype not in DECODERS:
         return None, work.reader.raw_rows(piece.source, row, slab.rows, space.raw)
     raw = work.reader.read_rows(piece.source, row, slab.rows, weights, space.raw)
     if piece.via is not None:
@@ -134,9 +135,9 @@ def read_slab(work: Work, index: int, space: Workspace) -> tuple[NDArray[np.floa
         r, column = divmod(bad, columns)
         raise WeightError(
             f"{piece.source.name} holds {weights[r, column]} near row {row + r}, column {column}: the checkpoint is "
-            f"damaged and cannot be rounded; OUT.partial is kept"
+            f"damaged; download it again. OUT.partial is kept"
         )
-    return weights, raw
+    return None if copied else weights, raw
 
 
 def _packed(

@@ -237,7 +237,7 @@ def test_too_little_disk_is_told_before_anything_is_written(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(OutputError, match="GB free, the output takes"):
+    with pytest.raises(OutputError, match="MB free, the output takes"):
         convert(llama, tmp_path / "x.gguf", type=MIX)
     assert list(tmp_path.iterdir()) == []
 

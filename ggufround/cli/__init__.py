@@ -5,6 +5,8 @@ Exit codes: 0 done, 2 wrong usage or input, 1 anything else.
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
 
 import typer
@@ -33,6 +35,9 @@ app.command("list")(list_command)
 
 def main() -> None:
     """The `ggufround` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: say that the work is kept
     try:
         app()
     except GgufroundError as error:

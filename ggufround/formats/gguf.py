@@ -7,7 +7,7 @@ offsets in any order, from any thread. Until `close` has synced everything, the 
 from __future__ import annotations
 
 import contextlib
-import errno
+import fcntl
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Protocol
 
-from ggufround.errors import InputError, OutputError, UsageError
+from ggufround.errors import InputError, UsageError, not_written
 from ggufround.gguf_file import MAX_NAME, Field, Header, Kind, TensorInfo, encode_header, padded
 from ggufround.planning import Plan, Target
 from ggufround.quants.mixes import visiting_order
@@ -151,7 +151,10 @@ class Sink(Protocol):
 
 
 class GGUFSink:
-    """The open .partial files of one layout. With `resume` they must exist with the right size."""
+    """The open .partial files of one layout, locked. With `resume` they must exist with the right size.
+
+    Raises UsageError where another run has them, OutputError where they cannot be written.
+    """
 
     def __init__(self, layout: Layout, resume: bool) -> None:
         self.layout = layout
@@ -159,14 +162,19 @@ class GGUFSink:
         self._fds: list[int] = []
         try:
             for file in layout.files:
-                flags = os.O_RDWR | (0 if resume else os.O_CREAT | os.O_TRUNC)
-                self._fds.append(os.open(file.partial, flags, 0o666))
-                if not resume:
-                    os.ftruncate(self._fds[-1], file.size)
+                self._fds.append(os.open(file.partial, os.O_RDWR | (0 if resume else os.O_CREAT), 0o666))
+                _claim(self._fds[-1], file.partial)
+            if not resume:
+                for fd, file in zip(self._fds, layout.files, strict=True):
+                    os.ftruncate(fd, 0)
+                    os.ftruncate(fd, file.size)
             self.write_headers()
+        except UsageError:
+            self.abandon()
+            raise
         except OSError as error:
             self.abandon()
-            raise OutputError(_reason(error, f"cannot write {file.partial}")) from error
+            raise not_written(error, f"cannot write {file.partial}") from error
 
     def write(self, name: str, first_row: int, rows: Buffer) -> None:
         """Stores packed rows of tensor `name`. Raises OutputError naming the tensor; the partial file stays."""
@@ -174,7 +182,7 @@ class GGUFSink:
         try:
             _write_all(self._fds[place.file], rows, place.offset + first_row * place.row_bytes)
         except OSError as error:
-            raise OutputError(_reason(error, f"cannot write tensor {name}")) from error
+            raise not_written(error, f"cannot write tensor {name}") from error
 
     def read(self, name: str, first_row: int, rows: int) -> bytes:
         """Packed rows as they are in the file now (for a resume and for the final check)."""
@@ -200,7 +208,7 @@ class GGUFSink:
             for folder in {f.path.parent for f in self.layout.files}:
                 _sync_folder(folder)
         except OSError as error:
-            raise OutputError(_reason(error, f"cannot finish {file.path}")) from error
+            raise not_written(error, f"cannot finish {file.path}") from error
         finally:
             self.abandon()
 
@@ -225,15 +233,25 @@ def _write_all(fd: int, data: Buffer, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
+def _claim(fd: int, path: Path) -> None:
+    """Locks a file until it is closed, by whatever death. Raises UsageError where another run has it.
+
+    That run may have finished and renamed the file between our opening it and its unlocking it.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = path.exists() and os.path.samestat(path.stat(), os.fstat(fd))
+    except BlockingIOError:
+        ours = False
+    except OSError:  # a file system without locks
+        return
+    if not ours:
+        raise UsageError(f"another run is writing {path}; wait until it has ended, or choose another name")
+
+
 def _sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _reason(error: OSError, what: str) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{what}: the disk is full; free some space and run the same command again to go on"
-    return f"{what}: {error.strerror or error}"
