@@ -107,7 +107,7 @@ def carry_out(
     identity = fingerprint(plan, layouts)
     journal_path = journal_beside(layouts)
     resume = may_resume(journal_path, layouts, identity, run.fresh)
-    check_disk(layouts, resume)
+    check_disk(layouts)
     clock.lap("plan")
     with ExitStack() as stack:
         sinks = []

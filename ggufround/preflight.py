@@ -66,11 +66,11 @@ def _sources(plan: Plan) -> set[Path]:
     return {p.resolve() for p in found if p.exists()}
 
 
-def check_disk(layouts: tuple[Layout, ...], resume: bool) -> None:
+def check_disk(layouts: tuple[Layout, ...]) -> None:
     """Raises OutputError where a file system has less room than the files will take."""
     needed: dict[Path, int] = {}
     for file in (f for layout in layouts for f in layout.files):
-        present = file.partial.stat().st_blocks * 512 if resume and file.partial.exists() else 0
+        present = file.partial.stat().st_blocks * 512 if file.partial.exists() else 0  # gone on with or written over
         needed[file.path.parent] = needed.get(file.path.parent, 0) + max(0, file.size - present)
     for folder, size in needed.items():
         free = shutil.disk_usage(folder).free

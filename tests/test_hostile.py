@@ -248,3 +248,11 @@ def test_a_pattern_that_matches_nothing_is_said_aloud(llama: Path) -> None:
     ran = run("plan", llama, *FLAGS, "--tensor-type", "fnn_down=q8_0", "--tensor-type", "ffn_up=q8_0", "--json")
     notes = [n for n in json.loads(ran.stdout)["notes"] if "--tensor-type" in n]
     assert notes == ["--tensor-type 'fnn_down' matches no tensor that is quantised"]
+
+
+def test_the_room_that_a_discarded_run_took_counts_as_free(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.gguf.partial").write_bytes(b"x" * (1 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    convert(llama, tmp_path / "x.gguf", type="q4_0", run=Run(fresh=True))

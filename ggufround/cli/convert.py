@@ -55,7 +55,7 @@ def plan_command(model: Model, flags: Flags, json: Json = False) -> None:
 
 def _show_plan(plan: Plan, layouts: tuple[Layout, ...], run: Run, json: bool) -> None:
     check_paths(plan, layouts)
-    check_disk(layouts, resume=False)
+    check_disk(layouts)
     parts = tuple(slabs(plan))
     threads = workers(plan, parts, run)
     memory, seconds = memory_needed(plan, parts, threads), expected_seconds(plan, threads)
