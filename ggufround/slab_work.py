@@ -128,15 +128,15 @@ def read_slab(work: Work, index: int, space: Workspace) -> tuple[NDArray[np.floa
     if copied and piece.source.dtype not in DECODERS:
         return None, work.reader.raw_rows(piece.source, row, slab.rows, space.raw)
     raw = work.reader.read_rows(piece.source, row, slab.rows, weights, space.raw)
-    if piece.via is not None:
-        weights = np.ascontiguousarray(piece.via(weights), np.float32)
     bad = first_nonfinite(weights)
     if bad >= 0:
         r, column = divmod(bad, columns)
         raise WeightError(
-            f"{piece.source.name} holds {weights[r, column]} near row {row + r}, column {column}: the checkpoint is "
+            f"{piece.source.name} holds {weights[r, column]} in row {row + r}, column {column}: the checkpoint is "
             f"damaged; download it again. OUT.partial is kept"
         )
+    if piece.via is not None:
+        weights = np.ascontiguousarray(piece.via(weights), np.float32)
     return None if copied else weights, raw
 
 

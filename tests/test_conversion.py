@@ -182,11 +182,14 @@ def test_a_changed_source_does_not_resume(llama: Path, tmp_path: Path) -> None:
         convert(model, tmp_path / "x.gguf", type=MIX)
 
 
-def broken(llama: Path, folder: Path, value: float) -> Path:
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def broken(llama: Path, folder: Path, value: float, name: str = UP) -> Path:
     """A copy of the model with `value` in one weight."""
     case = tiny_models.CASES["llama"]
     tensors = {n: tiny_models.weight(case, n, s) for n, s in case.shapes.items()}
-    tensors["model.layers.1.mlp.up_proj.weight"][5, 7] = value
+    tensors[name][5, 7] = value
     shutil.copytree(llama, folder)
     for old in folder.glob("*.safetensors*"):
         old.unlink()
@@ -203,6 +206,12 @@ def test_nan_or_infinity_stops_at_the_named_tensor_and_keeps_the_work(
     assert not (tmp_path / "x.gguf").exists()
     assert (tmp_path / "x.gguf.partial").exists()
     assert (tmp_path / "x.gguf.journal").exists()
+
+
+def test_the_row_named_for_a_nan_is_the_one_in_the_checkpoint(llama: Path, tmp_path: Path) -> None:
+    model = broken(llama, tmp_path / "model", np.nan, "model.layers.0.self_attn.q_proj.weight")
+    with pytest.raises(WeightError, match=r"q_proj\.weight holds nan in row 5, column 7"):
+        convert(model, tmp_path / "x.gguf", type=MIX)
 
 
 def test_a_weight_that_float16_cannot_hold_stops_with_the_way_out(llama: Path, tmp_path: Path) -> None:
