@@ -1,5 +1,5 @@
 """python -m ggufround"""
 
-from ggufround.cli import main
+from ggufround.cli import entry
 
-main()
+entry()

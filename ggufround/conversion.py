@@ -124,7 +124,11 @@ def carry_out(
         _find_scales(work, journal, threads)
         _convert(work, journal, threads, progress)
         clock.lap("convert")
-        digests = _verify(work, journal, threads)
+        with ThreadPoolExecutor(1) as disk:
+            synced = [disk.submit(sink.sync) for sink in sinks]
+            digests = _verify(work, journal, threads)
+            for future in synced:
+                future.result()
         clock.lap("verify")
         for sink, values in zip(sinks, digests, strict=True):
             sink.close(values)

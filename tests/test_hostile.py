@@ -167,7 +167,7 @@ def then_stop(journal, done):
     add(journal, done)
     os.kill(os.getpid(), {signal})
 conversion.Journal.add = then_stop
-from ggufround.cli import main
+from ggufround.cli.app import main
 sys.argv = ["ggufround", "convert", {model!r}, {out!r}, "--type", "nvfp4,q4_0", "--split-max-size", "60K", "--json"]
 main()
 """

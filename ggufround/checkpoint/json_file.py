@@ -78,8 +78,12 @@ def _finite(text: str) -> float:
 def _check_depth(value: Any, what: str) -> None:
     level = [value]
     for _ in range(DEPTH_LIMIT):
-        inner = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
-        level = [child for child in inner if isinstance(child, dict | list)]
+        level = [
+            child
+            for node in level
+            for child in (node.values() if type(node) is dict else node)
+            if type(child) is dict or type(child) is list
+        ]
         if not level:
             return
     raise InputError(f"{what} is nested deeper than {DEPTH_LIMIT} levels")

@@ -1,48 +1,33 @@
-"""Command line: each command parses, builds values, calls the library, and shows what came of it.
-
-Exit codes: 0 done, 2 wrong usage or input, 1 anything else.
-"""
+"""The `ggufround` command: start fast, end fast. What it does is in `app` and the command modules beside it."""
 
 from __future__ import annotations
 
-import io
-import signal
+import gc
+import os
 import sys
-
-import typer
-
-from ggufround.cli.convert import convert_command, plan_command
-from ggufround.cli.inspect import inspect_command
-from ggufround.cli.listing import list_command
-from ggufround.cli.show import complain
-from ggufround.cli.verify import verify_command
-from ggufround.errors import GgufroundError
-
-app = typer.Typer(
-    name="ggufround",
-    help="Hugging Face checkpoints to quantised GGUF files for llama.cpp: one command, one pass, little memory.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command("convert")(convert_command)
-app.command("plan")(plan_command)
-app.command("inspect")(inspect_command)
-app.command("verify")(verify_command)
-app.command("list")(list_command)
+from contextlib import suppress
+from importlib import import_module
+from typing import NoReturn
 
 
-def main() -> None:
-    """The `ggufround` command."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: say that the work is kept
+def entry() -> NoReturn:
+    """Runs the command line and ends the process.
+
+    Imports make many objects and no garbage, so the collector neither runs meanwhile nor looks at them later, and it
+    runs seldom when kernels and tokenizers are loaded, which make many more. At the end nothing is taken apart piece
+    by piece: every file was closed and every table printed before.
+    """
+    gc.disable()
+    main = import_module("ggufround.cli.app").main
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
+    gc.enable()
+    code = 0
     try:
-        app()
-    except GgufroundError as error:
-        complain(str(error))
-        sys.exit(error.exit_code)
-    except OSError as error:
-        complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-        sys.exit(1)
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    with suppress(BrokenPipeError):  # the reader of our output has gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

@@ -7,30 +7,36 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from ggufround.conversion import Progress
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@cache
+def console(stderr: bool) -> Console:
+    """Where text goes. Rich is imported when there is something to show: it takes longer than a plan."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
 def complain(message: str) -> None:
     """One error line."""
-    err.print(f"[bold red]error:[/] {_plain(message)}")
+    console(stderr=True).print(f"[bold red]error:[/] {_plain(message)}")
 
 
 def note(message: str) -> None:
     """One line that the user should know, on stderr."""
-    err.print(f"[yellow]note:[/] {_plain(message)}")
+    console(stderr=True).print(f"[yellow]note:[/] {_plain(message)}")
 
 
 def say(message: str) -> None:
     """One line of result."""
-    out.print(_plain(message))
+    console(stderr=False).print(_plain(message))
 
 
 def dump(value: Any) -> None:
@@ -40,13 +46,15 @@ def dump(value: Any) -> None:
 
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """A table; numbers stand to the right."""
+    from rich.table import Table
+
     grid = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for number, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(r[number], int | float) or r[number] == "" for r in rows)
         grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(_plain(_number(value)) for value in row))
-    out.print(grid)
+    console(stderr=False).print(grid)
 
 
 def human(size: float) -> str:
@@ -63,12 +71,12 @@ def progress(quiet: bool) -> Iterator[Progress | None]:
     """Something to call with (phase, done, total): a bar with the time left, plain lines, or nothing."""
     if quiet:
         yield None
-    elif err.is_terminal:
+    elif sys.stderr.isatty():
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Bars(*columns, console=err, transient=True) as bars:
+        with Bars(*columns, console=console(stderr=True), transient=True) as bars:
             task = bars.add_task("convert")
             yield lambda phase, done, total: bars.update(task, description=phase, completed=done, total=total)
     else:
@@ -87,7 +95,7 @@ class _Lines:
             return
         self.last = now
         left = (now - self.started) * (total - done) / done
-        err.print(f"{phase}: {100 * done / total:.0f} %, about {left:.0f} s left")
+        console(stderr=True).print(f"{phase}: {100 * done / total:.0f} %, about {left:.0f} s left")
 
 
 def _number(value: Any) -> str:

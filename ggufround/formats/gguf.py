@@ -146,6 +146,7 @@ class Sink(Protocol):
     """What the loop needs of a format: rows go in at any time and in any order, from any thread."""
 
     def write(self, name: str, first_row: int, rows: Buffer) -> None: ...
+    def sync(self) -> None: ...
     def close(self, digests: Mapping[str, str]) -> None: ...
     def abandon(self) -> None: ...
 
@@ -194,6 +195,14 @@ class GGUFSink:
         """Puts every file's header in place, with room where the digests will be."""
         for fd, file in zip(self._fds, self.layout.files, strict=True):
             _write_all(fd, file.header.data, 0)
+
+    def sync(self) -> None:
+        """Has the disk take what was written so far, while something else is done. Raises OutputError."""
+        for fd, file in zip(self._fds, self.layout.files, strict=True):
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                raise not_written(error, f"cannot write {file.partial}") from error
 
     def close(self, digests: Mapping[str, str]) -> None:
         """Fills in the digests, syncs, and gives the files their names. Nothing bears the name before."""

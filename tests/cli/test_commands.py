@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ggufround import planning
-from ggufround.cli import main
+from ggufround.cli.app import main
 from ggufround.cli.values import size
 from ggufround.errors import UsageError
 
@@ -170,7 +170,7 @@ def test_listing_something_unknown_is_a_usage_error(run: Any) -> None:
 def test_nothing_heavy_is_imported_for_a_torch_free_command(llama: Path, tmp_path: Path) -> None:
     script = (
         f"import sys; sys.argv = ['ggufround', 'plan', {str(llama)!r}]\n"
-        "from ggufround.cli import main\n"
+        "from ggufround.cli.app import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print('heavy:', [m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )

@@ -1,0 +1,48 @@
+"""The commands: each command parses, builds values, calls the library, and shows what came of it.
+
+Exit codes: 0 done, 2 wrong usage or input, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+
+import typer
+
+from ggufround.cli.convert import convert_command, plan_command
+from ggufround.cli.inspect import inspect_command
+from ggufround.cli.listing import list_command
+from ggufround.cli.show import complain
+from ggufround.cli.verify import verify_command
+from ggufround.errors import GgufroundError
+
+app = typer.Typer(
+    name="ggufround",
+    help="Hugging Face checkpoints to quantised GGUF files for llama.cpp: one command, one pass, little memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("convert")(convert_command)
+app.command("plan")(plan_command)
+app.command("inspect")(inspect_command)
+app.command("verify")(verify_command)
+app.command("list")(list_command)
+
+
+def main() -> None:
+    """The `ggufround` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: say that the work is kept
+    try:
+        app()
+    except GgufroundError as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        sys.exit(1)
