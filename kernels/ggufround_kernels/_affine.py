@@ -343,29 +343,29 @@ def is_suspect(error: Any, noise: Any, least: Any) -> Any:
 
 
 @kernel
-def keep_better(x: Any, w: Any, g: Any, held: Any, other: Any, errors: Any, suspects: Any) -> None:
-    """Replace suspect lanes of lane group g of `held` by the only group of `other` where its error is lower."""
+def keep_better(x: Any, w: Any, g: Any, held: Any, k: Any, other: Any, errors: Any, suspects: Any) -> None:
+    """Replace suspect lanes of lane group g of `held` by those of group k of `other` where their error is lower."""
     block = x.shape[0]
     groups = held.scales.shape[0] // held.d.shape[0]
-    d = load(other.d, 0)
-    dmin = load(other.dmin, 0)
+    d = load(other.d, k)
+    dmin = load(other.dmin, k)
     scale = d
     low = dmin
     error = broadcast(f4(0.0))
     for i in range(block):
         if groups > 0:
             j = i // (block // groups)
-            scale = d * to_float(load(other.scales, j))
-            low = -(dmin * to_float(load(other.mins, j)))
-        diff = scale * to_float(load(other.codes, i)) + low - load(x, i)
+            scale = d * to_float(load(other.scales, k * groups + j))
+            low = -(dmin * to_float(load(other.mins, k * groups + j)))
+        diff = scale * to_float(load(other.codes, k * block + i)) + low - load(x, i)
         error += weigh(w, i, diff * diff)
     better = (load(suspects, g) != 0) & (error < load(errors, g))
     store(held.d, g, select(better, d, load(held.d, g)))
     store(held.dmin, g, select(better, dmin, load(held.dmin, g)))
     for i in range(block):
         row = g * block + i
-        store(held.codes, row, select(better, load(other.codes, i), load(held.codes, row)))
+        store(held.codes, row, select(better, load(other.codes, k * block + i), load(held.codes, row)))
     for j in range(groups):
         row = g * groups + j
-        store(held.scales, row, select(better, load(other.scales, j), load(held.scales, row)))
-        store(held.mins, row, select(better, load(other.mins, j), load(held.mins, row)))
+        store(held.scales, row, select(better, load(other.scales, k * groups + j), load(held.scales, row)))
+        store(held.mins, row, select(better, load(other.mins, k * groups + j), load(held.mins, row)))

@@ -94,10 +94,14 @@ def lane_groups(layout: Layout) -> int:
     return CHUNK_WEIGHTS // layout.block // LANES
 
 
-def suspect_groups(suspects: NDArray[np.uint8], count: int) -> list[int]:
-    """Which lane groups of a chunk of `count` blocks hold a marked block."""
-    marked = suspects.reshape(-1)[:count].nonzero()[0] // LANES
-    return sorted(set(marked.tolist()))
+def suspect_runs(suspects: NDArray[np.uint8], count: int) -> list[tuple[int, int]]:
+    """(first, number) of neighbouring lane groups that each hold a marked block, of a chunk of `count` blocks.
+
+    A run goes through kernels in one call: calls one by one would have threads wait for each other's interpreter.
+    """
+    groups = np.unique(suspects.reshape(-1)[:count].nonzero()[0] // LANES)
+    cuts = np.flatnonzero(np.diff(groups) > 1) + 1
+    return [(int(run[0]), len(run)) for run in np.split(groups, cuts) if len(run)]
 
 
 def new_held(layout: Layout, count: int) -> Held:

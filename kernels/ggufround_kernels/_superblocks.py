@@ -41,7 +41,7 @@ from ggufround_kernels._lanes import (
     store,
     to_float,
 )
-from ggufround_kernels._stages import Held, Layout, lane_groups, new_held, suspect_groups
+from ggufround_kernels._stages import Held, Layout, lane_groups, new_held, suspect_runs
 from ggufround_kernels.codec import F32
 
 f4 = np.float32
@@ -235,21 +235,23 @@ def _opt(weights: Any, importance: Any, first: Any, count: Any, held: Any, s: An
 def better(weights: F32, importance: F32 | None, first: int, count: int, held: Held, s: Scratch) -> None:
     """Our own search; where its error is out of the ordinary, the better of it and the reference's solution."""
     _opt(weights, importance, first, count, held, s)
-    for g in suspect_groups(s.suspects, count):
+    for g, number in suspect_runs(s.suspects, count):
         begin = first + g * LANES
-        lanes = min(LANES, first + count - begin)
-        reference(weights, importance, begin, lanes, s.other, s)
-        _keep_better(weights, importance, begin, lanes, g, held, s)
+        blocks = min(number * LANES, first + count - begin)
+        reference(weights, importance, begin, blocks, s.other, s)
+        _keep_better(weights, importance, begin, blocks, g, held, s)
 
 
 @kernel
 def _keep_better(weights: Any, importance: Any, first: Any, count: Any, g: Any, held: Any, s: Any) -> None:
-    _load_group(weights, importance, first, count, s)
-    if importance is None:
-        keep_better(s.x, None, g, held, s.other, s.errors, s.suspects)
-    else:
-        lift_weights(s.w, BLOCK)
-        keep_better(s.x, s.w, g, held, s.other, s.errors, s.suspects)
+    for k in range((count + LANES - 1) // LANES):
+        begin = first + k * LANES
+        _load_group(weights, importance, begin, min(LANES, first + count - begin), s)
+        if importance is None:
+            keep_better(s.x, None, g + k, held, k, s.other, s.errors, s.suspects)
+        else:
+            lift_weights(s.w, BLOCK)
+            keep_better(s.x, s.w, g + k, held, k, s.other, s.errors, s.suspects)
 
 
 @kernel
@@ -376,4 +378,4 @@ def new_scratch(layout: Layout, shape: Shape) -> Scratch:
     x, w, codes, rows = (aligned((count, LANES), np.float32) for count in (BLOCK, BLOCK, 32, 192))
     errors = aligned((lane_groups(layout), LANES), np.float32)
     suspects = aligned((lane_groups(layout), LANES), np.uint8)
-    return Scratch(x, w, codes, rows, errors, suspects, new_held(layout, 1), shape)
+    return Scratch(x, w, codes, rows, errors, suspects, new_held(layout, lane_groups(layout)), shape)
