@@ -121,6 +121,16 @@ def _encode_string(text: str | bytes) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
+def _encode_strings(texts: Sequence[str | bytes]) -> bytes:
+    """As `_encode_string` for each, but the lengths of a vocabulary at once."""
+    raws = [text if isinstance(text, bytes) else text.encode() for text in texts]
+    lengths = np.fromiter(map(len, raws), "<u8", len(raws)).tobytes()
+    parts: list[bytes] = [b""] * (2 * len(raws))
+    parts[::2] = [lengths[i : i + 8] for i in range(0, len(lengths), 8)]
+    parts[1::2] = raws
+    return b"".join(parts)
+
+
 def _encode_value(field: Field) -> bytes:
     if field.kind == Kind.STRING:
         return _encode_string(field.value)
@@ -129,5 +139,5 @@ def _encode_value(field: Field) -> bytes:
     assert field.item is not None
     head = struct.pack("<IQ", field.item, len(field.value))
     if field.item == Kind.STRING:
-        return head + b"".join(map(_encode_string, field.value))
+        return head + _encode_strings(field.value)
     return head + np.asarray(field.value, np.dtype(FORMATS[field.item]).newbyteorder("<")).tobytes()
