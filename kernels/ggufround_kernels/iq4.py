@@ -50,6 +50,7 @@ from ggufround_kernels._symmetric import (
     weigh_equally,
 )
 from ggufround_kernels.codec import F32, Codec
+from ggufround_kernels.legacy_symmetric import pack_q4_0
 
 GROUP = 32
 NL_BYTES = 18
@@ -131,16 +132,7 @@ def iq4_nl_opt(weights: Any, importance: Any, first: Any, count: Any, held: Any,
         fit_block(s, GROUP, TARGETS, IQ4, held, g)
 
 
-# block_iq4_nl: d float16; 16 bytes, element i in the low and i + 16 in the high nibble
-@kernel
-def pack_iq4_nl(held: Any, first: Any, count: Any, packed: Any, s: Any) -> None:
-    for g in range((count + LANES - 1) // LANES):
-        store_half(s, 0, load(held.d, g))
-        for i in range(16):
-            store(s, 2 + i, load(held.codes, GROUP * g + i) | (load(held.codes, GROUP * g + i + 16) << 4))
-        store_blocks(s, NL_BYTES, packed, first + g * LANES, min(LANES, count - g * LANES))
-
-
+# block_iq4_nl lies as block_q4_0 does: d float16; 16 bytes, element i in the low and i + 16 in the high nibble
 @kernel
 def unpack_iq4_nl(packed: Any, weights: Any, s: Any) -> None:
     values = np.empty((GROUP, LANES), np.float32)
@@ -244,7 +236,7 @@ def _scratch_xs(weights: F32, importance: F32 | None) -> Scratch:
 CODECS: dict[str, Codec] = {
     "IQ4_NL": codec(
         Layout(GROUP, NL_BYTES, 0, mins=False),
-        Stages({"rtn": iq4_nl_rtn, "opt-rtn": iq4_nl_opt}, pack_iq4_nl, unpack_iq4_nl, _scratch_nl),
+        Stages({"rtn": iq4_nl_rtn, "opt-rtn": iq4_nl_opt}, pack_q4_0, unpack_iq4_nl, _scratch_nl),
     ),
     "IQ4_XS": codec(
         Layout(XS_BLOCK, XS_BYTES, XS_GROUPS, mins=False),
