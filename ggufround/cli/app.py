@@ -8,15 +8,17 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
 from ggufround.cli.convert import convert_command, plan_command
 from ggufround.cli.inspect import inspect_command
 from ggufround.cli.listing import list_command
-from ggufround.cli.show import complain
+from ggufround.cli.show import complain, say
 from ggufround.cli.verify import verify_command
 from ggufround.errors import GgufroundError
+from ggufround.version import __version__
 
 app = typer.Typer(
     name="ggufround",
@@ -31,6 +33,13 @@ app.command("plan")(plan_command)
 app.command("inspect")(inspect_command)
 app.command("verify")(verify_command)
 app.command("list")(list_command)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        say(f"ggufround {__version__}")
+        raise typer.Exit
 
 
 def main() -> None:

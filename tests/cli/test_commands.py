@@ -16,6 +16,7 @@ from ggufround import planning
 from ggufround.cli.app import main
 from ggufround.cli.values import size
 from ggufround.errors import UsageError
+from ggufround.version import __version__
 
 
 class Ran:
@@ -161,6 +162,11 @@ def test_verify_checks_all_parts_of_a_split_file(run: Any, llama: Path, tmp_path
 def test_everything_can_be_listed(run: Any, what: str) -> None:
     assert run("list", what).code == 0
     assert len(run("list", what, "--json").json) > 0
+
+
+def test_the_version_is_told(run: Any) -> None:
+    ran = run("--version")
+    assert (ran.code, ran.out.strip()) == (0, f"ggufround {__version__}")
 
 
 def test_listing_something_unknown_is_a_usage_error(run: Any) -> None:
