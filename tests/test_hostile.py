@@ -255,4 +255,5 @@ def test_the_room_that_a_discarded_run_took_counts_as_free(
 ) -> None:
     (tmp_path / "x.gguf.partial").write_bytes(b"x" * (1 << 20))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    convert(llama, tmp_path / "x.gguf", type="q4_0", run=Run(fresh=True))
+    report = convert(llama, tmp_path / "x.gguf", type="q4_0", run=Run(fresh=True))
+    assert (tmp_path / "x.gguf").stat().st_size == report.size
