@@ -12,14 +12,14 @@ import hashlib
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,13 @@ from ggufround.journal import Journal
 from ggufround.planning import Options, Plan, build, slabs
 from ggufround.preflight import Run, check_disk, check_paths, workers
 from ggufround.resuming import drop_damaged, fingerprint, journal_beside, may_resume
-from ggufround.slab_work import Work, absmax_slab, convert_slab, expert_of, workspaces
+from ggufround.slab_work import Work, absmax_slab, convert_slab, expert_of, read_weights, workspaces
+from ggufround.tuning_log import TuningLog
 from ggufround_kernels.microfloat import nvfp4_global_scale
+
+if TYPE_CHECKING:
+    from ggufround.tune.calibration import CalibrationOptions
+    from ggufround.tune.preparing import Tuning
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -65,18 +70,50 @@ def convert(
     options: Options | None = None,
     run: Run | None = None,
     progress: Progress | None = None,
+    calibration: CalibrationOptions | None = None,
+    device: str = "auto",
 ) -> Report:
     """Writes `model` (directory, hub id or .gguf) as the GGUF file `out`; `{type}` in `out` names several types.
 
-    `options` replaces `type` and `recipe` where more is to be said. Raises the leaves of GgufroundError; the file
+    `options` replaces `type` and `recipe` where more is to be said; `calibration` says on what a tuned recipe tunes
+    (None: a text that comes with the tool), `device` where. Raises the leaves of GgufroundError; the file
     `out` appears only when it is complete and checked. The same call after an interruption goes on.
     """
     started = time.perf_counter()
     chosen = options or Options(types=tuple(t.strip() for t in type.split(",")), recipe=recipe)
     run = run or Run()
-    plan = build(model, chosen)
+    plan, tuning = plan_all(model, chosen, calibration, device, run, Path(out).parent)
     layouts = lay_out_all(plan, Path(out), run.split_max_size)
-    return carry_out(plan, layouts, run, progress, started)
+    return carry_out(plan, layouts, run, progress, started, tuning)
+
+
+def plan_all(
+    model: str | Path,
+    options: Options,
+    calibration: CalibrationOptions | None = None,
+    device: str = "auto",
+    run: Run | None = None,
+    folder: Path | None = None,
+) -> tuple[Plan, Tuning | None]:
+    """The plan, and where the model itself must be run for it (a tuned recipe, a calibration text) what that needs.
+
+    `folder`: where activations may lie that memory does not hold. Raises what `build` and `prepare` raise.
+    """
+    if calibration is not None and not options.calibrated:
+        options = replace(options, calibrated=True)
+    plan = build(model, options)
+    if calibration is None and not plan.recipe.iterations:
+        return plan, None
+    from ggufround.tune.extra import require_extra
+
+    require_extra()
+    from ggufround.tune.calibration import CalibrationOptions
+    from ggufround.tune.preparing import Settings, prepare
+
+    if calibration is None:
+        calibration = CalibrationOptions(samples=plan.recipe.samples, seqlen=plan.recipe.seqlen)
+    run = run or Run()
+    return prepare(plan, calibration, Settings(device, None, run.threads, run.max_ram, folder))
 
 
 def lay_out_all(plan: Plan, out: Path, split_max_size: int | None = None) -> tuple[Layout, ...]:
@@ -98,8 +135,9 @@ def carry_out(
     run: Run,
     progress: Progress | None = None,
     started: float | None = None,
+    tuning: Tuning | None = None,
 ) -> Report:
-    """Checks what can fail cheaply, then converts, verifies and names the files."""
+    """Checks what can fail cheaply, then tunes, converts, verifies and names the files."""
     clock = _Clock(started)
     check_paths(plan, layouts)
     parts = tuple(slabs(plan))
@@ -108,6 +146,7 @@ def carry_out(
     journal_path = journal_beside(layouts)
     resume = may_resume(journal_path, layouts, identity, run.fresh)
     check_disk(layouts)
+    notes = plan.notes
     clock.lap("plan")
     with ExitStack() as stack:
         sinks = []
@@ -122,7 +161,10 @@ def carry_out(
             drop_damaged(work, journal)
         resumed = sum(map(work.weights, journal.done))
         _find_scales(work, journal, threads)
-        _convert(work, journal, threads, progress)
+        if tuning is None:
+            _convert(work, range(len(parts)), journal, threads, progress)
+        else:
+            notes += _tune_and_convert(work, tuning, journal, threads, progress)
         clock.lap("convert")
         with ThreadPoolExecutor(1) as disk:
             synced = [disk.submit(sink.sync) for sink in sinks]
@@ -143,14 +185,43 @@ def carry_out(
         peak_memory=measure.peak_memory(),
         phases=clock.laps,
         resumed=resumed / max(1, plan.weights),
-        notes=plan.notes,
+        notes=notes,
     )
 
 
-def _convert(work: Work, journal: Journal, threads: int, progress: Progress | None) -> None:
-    """Every slab that the journal does not hold."""
+def _tune_and_convert(
+    work: Work, tuning: Tuning, journal: Journal, threads: int, progress: Progress | None
+) -> tuple[str, ...]:
+    """Block by block: what the driver hands over is packed and written before it goes on. Returns notes."""
+    from ggufround.tune.driver import Driver
+
+    (target,), (sink,) = work.plan.targets, work.sinks
+    slabs_of: dict[str, list[int]] = {}
+    for index in range(len(work.slabs)):
+        slabs_of.setdefault(work.output(index).name, []).append(index)
+
+    def finished(names: Sequence[str]) -> bool:
+        return all(index in journal.done for name in names for index in slabs_of[name])
+
+    def read_back(name: str, first: int, count: int) -> NDArray[np.float32]:
+        return read_weights(work, sink, name, first, count)
+
+    driver = Driver(work.plan, target, tuning, work.reader, work.scales)
+    log = TuningLog(work.sinks[0].layout.files[0].path, append=bool(journal.done))
+    for stage in driver.stages(finished, read_back, progress or (lambda phase, done, total: None)):
+        work.rounded.update(stage.rounded)
+        work.importance.update(stage.importance)
+        _convert(work, [i for name in stage.outputs for i in slabs_of[name]], journal, threads, None)
+        work.rounded.clear()
+        work.importance.clear()
+        log.add(stage.name, stage.losses)
+    return driver.notes
+
+
+def _convert(work: Work, indices: Iterable[int], journal: Journal, threads: int, progress: Progress | None) -> None:
+    """Those of the slabs that the journal does not hold."""
     finished = sum(map(work.weights, journal.done))
-    left = [i for i in range(len(work.slabs)) if i not in journal.done]
+    left = [i for i in indices if i not in journal.done]
     for index, done in map_threads(partial(convert_slab, work), left, threads):
         journal.add(done)
         finished += work.weights(index)

@@ -52,11 +52,12 @@ class Options:
     """What the user asked for, before anything is looked at."""
 
     types: tuple[str, ...] = ("q4_k_m",)
-    recipe: str = "opt-rtn"
+    recipe: str | Recipe = "opt-rtn"
     overrides: Overrides = Overrides()
     imatrix: Path | None = None
     pre: str | None = None
     arch: str | None = None
+    calibrated: bool = False  # importance will come from a calibration text; always so with a tuned recipe
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,13 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
 
     Raises UsageError, InputError or UnsupportedError for whatever headers, config, tokenizer and options can tell.
     """
-    chosen = recipe(options.recipe)
+    chosen = recipe(options.recipe) if isinstance(options.recipe, str) else options.recipe
+    calibrated = options.calibrated or chosen.iterations > 0
+    if calibrated and options.imatrix:
+        raise UsageError(
+            f"--imatrix and {'--calib' if options.calibrated else f'the recipe {chosen.name}'} both give importance; "
+            f"leave one of them out"
+        )
     mixes = _mixes(options.types)
     checkpoint = source or open_checkpoint(str(model))
     importance = read_imatrix(options.imatrix) if options.imatrix else None
@@ -118,7 +125,9 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
     if importance is not None:
         importance = importance.fitted({o.name: (_experts(o), o.shape[-1]) for o in outputs})
     facts = _facts(metadata, outputs)
-    targets = tuple(_target(m, outputs, facts, metadata, options, chosen, importance, checkpoint) for m in mixes)
+    targets = tuple(
+        _target(m, outputs, facts, metadata, options, chosen, importance, checkpoint, calibrated) for m in mixes
+    )
     notes += _remarks(outputs, targets, importance)
     notes += tuple(
         f"--tensor-type {pattern!r} matches no tensor that is quantised"
@@ -247,16 +256,20 @@ def _target(
     chosen: Recipe,
     importance: Importance | None,
     checkpoint: Checkpoint,
+    calibrated: bool,
 ) -> Target:
     infos = _infos(outputs)
-    assigned = assign(mix, infos, facts, options.overrides, importance is not None)
+    weighted = calibrated or importance is not None
+    assigned = assign(mix, infos, facts, options.overrides, weighted)
     choices = {info.name: choice for info, choice in zip(infos, assigned, strict=True)}
     types = _types(mix, choices)
     for output in outputs:
         _check_shape(output, types[output.name])
-    blind = [n for n, c in choices.items() if importance is None and needs_imatrix(mix, n, c.type)]
+    blind = [n for n, c in choices.items() if not weighted and needs_imatrix(mix, n, c.type)]
     if blind:
-        raise UsageError(f"{mix.name} needs --imatrix: {len(blind)} tensors would be unusable (first: {blind[0]})")
+        raise UsageError(
+            f"{mix.name} needs --imatrix or --calib: {len(blind)} tensors would be unusable (first: {blind[0]})"
+        )
     as_it_is = {o.name for o in outputs if _source_type(o) == "NVFP4" and o.pieces[0].source.scale is None}
     scaled = frozenset(
         n for n, t in types.items()

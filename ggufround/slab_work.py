@@ -24,7 +24,7 @@ from ggufround.journal import Done
 from ggufround.planning import Plan, Slab, Target, is_copy
 from ggufround.preflight import workspace_bytes
 from ggufround.quants.spec import QuantType
-from ggufround_kernels import absmax, first_nonfinite
+from ggufround_kernels import Rounded, absmax, first_nonfinite
 
 LARGE = 65504  # the largest float16: no smaller weights need a larger scale
 
@@ -39,7 +39,7 @@ class Workspace(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What all slabs of a run share. `scales` fills before the tensors that need it are packed."""
+    """What all slabs of a run share. What fills during the run does so before the tensors concerned are packed."""
 
     plan: Plan
     slabs: tuple[Slab, ...]
@@ -47,6 +47,8 @@ class Work:
     sinks: tuple[GGUFSink, ...]  # one a target
     spaces: queue.SimpleQueue[Workspace]
     scales: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # output name -> [experts]
+    importance: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # of calibration: name -> [experts, n]
+    rounded: dict[str, Rounded] = field(default_factory=dict)  # tuned already: packed as it is
 
     def output(self, index: int) -> Output:
         """The output that slab number `index` belongs to."""
@@ -146,13 +148,28 @@ def _packed(
     kind = target.types[output.name]
     rows = buffer[: slab.rows * kind.row_bytes(output.shape[-1])].reshape(slab.rows, -1)
     expert = expert_of(output, slab)
+    if output.name in work.rounded:
+        assert kind.pack is not None
+        kind.pack(work.rounded[output.name].part(slice(slab.first, slab.first + slab.rows)), rows)
+        return rows.reshape(-1)
     if output.name in target.scaled:
         weights = weights / work.scales[output.name][expert]
-    kind.quantize(weights, _importance(work.plan, output, expert), work.plan.recipe.search, rows)
+    kind.quantize(weights, _importance(work, output, expert), work.plan.recipe.search, rows)
     largest = absmax(weights)
     if largest > LARGE:
         _check_held(output, kind, rows, largest)
     return rows.reshape(-1)
+
+
+def read_weights(work: Work, sink: GGUFSink, name: str, first: int, count: int) -> NDArray[np.float32]:
+    """Rows of an output as the file holds them now, float32 [count, columns], global scales included."""
+    place = sink.places[name]
+    out = np.empty((count, place.shape[-1]), np.float32)
+    place.type.unpack(np.frombuffer(sink.read(name, first, count), np.uint8).reshape(count, -1), out)
+    if name in work.scales:
+        height = place.shape[-2]
+        out *= work.scales[name][np.arange(first, first + count) // height][:, None]
+    return out
 
 
 def _check_held(output: Output, kind: QuantType, rows: NDArray[np.uint8], largest: float) -> None:
@@ -167,7 +184,7 @@ def _check_held(output: Output, kind: QuantType, rows: NDArray[np.uint8], larges
         )
 
 
-def _importance(plan: Plan, output: Output, expert: int) -> NDArray[np.float32] | None:
-    entries: Mapping[str, NDArray[np.float32]] = plan.importance.entries if plan.importance else {}
-    entry = entries.get(output.name)
+def _importance(work: Work, output: Output, expert: int) -> NDArray[np.float32] | None:
+    given: Mapping[str, NDArray[np.float32]] = work.plan.importance.entries if work.plan.importance else {}
+    entry = work.importance.get(output.name, given.get(output.name))
     return None if entry is None else entry[expert]

@@ -21,7 +21,7 @@ LAYERS = (
     ("recipes", "quants", "checkpoint", "arch", "tokenizer", "measure"),
     ("planning",),
     ("formats", "tune"),
-    ("journal", "preflight", "resuming", "slab_work"),
+    ("journal", "preflight", "resuming", "slab_work", "tuning_log"),
     ("conversion",),
     ("evaluate",),
     ("api", "cli", "__main__", "__init__"),

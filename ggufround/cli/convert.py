@@ -10,7 +10,7 @@ import typer
 
 from ggufround.cli import show
 from ggufround.cli.values import Flags, Json, Model, takes_flags
-from ggufround.conversion import Report, carry_out, lay_out_all
+from ggufround.conversion import Report, carry_out, lay_out_all, plan_all
 from ggufround.formats.gguf import Layout
 from ggufround.planning import Plan, build, describe, slabs
 from ggufround.preflight import Run, check_disk, check_paths, expected_seconds, memory_needed, workers
@@ -27,17 +27,19 @@ def convert_command(
 ) -> None:
     """Convert a checkpoint to a quantised GGUF file. The same command after an interruption goes on."""
     run = flags.run(fresh)
-    plan = build(model, flags.options())
-    layouts = lay_out_all(plan, out, run.split_max_size)
+    options, calibration = flags.options(), flags.calibration()
     if dry_run:
-        _show_plan(plan, layouts, run, json)
+        plan = build(model, options)
+        _show_plan(plan, lay_out_all(plan, out, run.split_max_size), run, json)
         return
+    plan, tuning = plan_all(model, options, calibration, flags.device, run, out.parent)
+    layouts = lay_out_all(plan, out, run.split_max_size)
     if not json:
         for line in plan.notes:
             show.note(line)
     try:
         with show.progress(quiet=json) as update:
-            report = carry_out(plan, layouts, run, update)
+            report = carry_out(plan, layouts, run, update, tuning=tuning)
     except KeyboardInterrupt:
         show.complain("interrupted; the same command goes on from here")
         raise typer.Exit(1) from None

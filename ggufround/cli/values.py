@@ -5,16 +5,21 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from ggufround.cli.calibration_flags import Calib, Chat, Samples, Seed, Seqlen, calibration_options
 from ggufround.errors import UsageError
 from ggufround.planning import Options
 from ggufround.preflight import Run
 from ggufround.quants.mixes import Overrides, tensor_types, type_name
+from ggufround.recipes import Recipe, recipe
+
+if TYPE_CHECKING:
+    from ggufround.tune.calibration import CalibrationOptions
 
 SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -22,7 +27,13 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Directory, hub id (
 Type = Annotated[
     str, typer.Option("--type", "-t", help="Quantisation(s), e.g. q4_k_m or q4_k_m,q8_0; see `ggufround list mixes`.")
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", help="rtn: llama.cpp's bytes. opt-rtn: our better search.")]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        help="rtn: llama.cpp's bytes. opt-rtn: our better search. light, base, best: rounding tuned on a text.",
+    ),
+]
 TensorType = Annotated[
     list[str] | None,
     typer.Option("--tensor-type", "--layer", metavar="PATTERN=TYPE", help="Type of matching tensors; repeatable."),
@@ -40,6 +51,10 @@ Arch = Annotated[str | None, typer.Option("--arch", metavar="NAME", help="Treat 
 Threads = Annotated[int | None, typer.Option("--threads", help="Worker threads; default: one a core.")]
 MaxRam = Annotated[str | None, typer.Option("--max-ram", metavar="SIZE", help="Memory budget, e.g. 2GB.")]
 SplitMaxSize = Annotated[str | None, typer.Option("--split-max-size", metavar="SIZE", help="Shard size, e.g. 5GB.")]
+Iters = Annotated[int | None, typer.Option("--iters", metavar="N", help="Tuning steps of a block.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Sequences of a tuning step.")]
+Rate = Annotated[float | None, typer.Option("--lr", metavar="X", help="First tuning step, in codes; default 1/iters.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where to tune: auto, cpu, cuda or xpu.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
@@ -58,6 +73,15 @@ class Flags:
     imatrix: Imatrix = None
     pre: Pre = None
     arch: Arch = None
+    calib: Calib = None
+    samples: Samples = None
+    seqlen: Seqlen = None
+    seed: Seed = None
+    chat: Chat = None
+    iters: Iters = None
+    batch_size: BatchSize = None
+    lr: Rate = None
+    device: Device = "auto"
     threads: Threads = None
     max_ram: MaxRam = None
     split_max_size: SplitMaxSize = None
@@ -75,7 +99,39 @@ class Flags:
             pure=self.pure,
         )
         types = tuple(t.strip() for t in self.type_.split(",") if t.strip())
-        return Options(types, self.recipe, overrides, self.imatrix, self.pre, self.arch)
+        chosen = self.chosen_recipe()
+        return Options(types, chosen, overrides, self.imatrix, self.pre, self.arch, calibrated=self.calib is not None)
+
+    def chosen_recipe(self) -> Recipe:
+        """The recipe with what was given in place of its numbers. Raises UsageError."""
+        named = recipe(self.recipe)
+        if not named.iterations and (given := [f for f, v in self._steps().items() if v is not None]):
+            raise UsageError(f"{given[0]} is for the tuned recipes light, base and best; {named.name} does not tune")
+        for flag, value in self._steps().items():
+            if value is not None and not value > 0:
+                raise UsageError(f"{flag} must be more than 0, got {value}")
+        return replace(
+            named,
+            iterations=self.iters or named.iterations,
+            batch=self.batch_size or named.batch,
+            rate=self.lr or named.rate,
+        )
+
+    def _steps(self) -> dict[str, float | None]:
+        return {"--iters": self.iters, "--batch-size": self.batch_size, "--lr": self.lr}
+
+    def calibration(self) -> CalibrationOptions | None:
+        """What the model is run on; None where it is not run."""
+        named = recipe(self.recipe)
+        if self.calib is None and not named.iterations:
+            for flag, value in (("--samples", self.samples), ("--seqlen", self.seqlen), ("--seed", self.seed)):
+                if value is not None:
+                    raise UsageError(f"{flag} is for calibration: give --calib or a recipe that tunes")
+            return None
+        from ggufround.tune.calibration import CalibrationOptions
+
+        default = CalibrationOptions(samples=named.samples, seqlen=named.seqlen)
+        return calibration_options(default, self.calib, self.samples, self.seqlen, self.seed, self.chat)
 
     def run(self, fresh: bool = False) -> Run:
         """As Run. Raises UsageError for a size that is none."""

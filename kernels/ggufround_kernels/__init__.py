@@ -13,8 +13,11 @@ from ggufround_kernels import (
 from ggufround_kernels.checked import checked
 from ggufround_kernels.codec import Codec, Search
 from ggufround_kernels.floats import FLOATS, absmax, first_nonfinite, widen_bf16
+from ggufround_kernels.grouped import GroupCodec
+from ggufround_kernels.integers import integer_codec
 from ggufround_kernels.microfloat import nvfp4_global_scale
-from ggufround_kernels.rounded import Rounded
+from ggufround_kernels.mxfp8 import MXFP8
+from ggufround_kernels.rounded import Rounded, stacked
 
 _MODULES = (legacy_symmetric, legacy_affine, kquants_affine, kquants_symmetric, iq4, q8, ternary, microfloat)
 
@@ -23,11 +26,15 @@ CODECS: dict[str, Codec] = {name: checked(name, codec) for module in _MODULES fo
 __all__ = [
     "CODECS",
     "FLOATS",
+    "MXFP8",
     "Codec",
+    "GroupCodec",
     "Rounded",
     "Search",
     "absmax",
     "first_nonfinite",
+    "integer_codec",
     "nvfp4_global_scale",
+    "stacked",
     "widen_bf16",
 ]

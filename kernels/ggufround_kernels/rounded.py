@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,3 +24,14 @@ class Rounded(NamedTuple):
     dmin: NDArray[np.float32] | None = None
     scales: NDArray[np.uint8] | None = None
     mins: NDArray[np.uint8] | None = None
+
+    def part(self, rows: slice | NDArray[np.int64]) -> Rounded:
+        """Some of the rows, in the order that `rows` gives."""
+        d, dmin, scales, mins = (None if f is None else f[rows] for f in self[1:])
+        return Rounded(self.codes[rows], d, dmin, scales, mins)  # type: ignore[arg-type]
+
+
+def stacked(parts: Sequence[Rounded]) -> Rounded:
+    """The rows of all parts, one below the other. The parts have the same fields and columns."""
+    fields = [None if f[0] is None else np.concatenate(f) for f in zip(*parts, strict=True)]
+    return Rounded(*fields)  # type: ignore[arg-type]

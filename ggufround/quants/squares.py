@@ -1,0 +1,72 @@
+"""Sums of squares of input channels as they are collected, and the importance that they make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufround.errors import InputError
+from ggufround.quants.importance import Importance
+
+BLOCKS_SHOWN = 8  # blocks named in a note
+
+
+class Squares(NamedTuple):
+    """What was seen of a tensor's inputs. As in llama.cpp, an expert stack has a matrix an expert, all else has one."""
+
+    sums: NDArray[np.float64]  # [matrices, columns]
+    counts: NDArray[np.int64]  # [matrices]: tokens that the matrix was multiplied with
+
+
+def importance_from(squares: Mapping[str, Squares], datasets: tuple[str, ...] = (), chunks: int = 0) -> Importance:
+    """The mean of squares, float32 [matrices, columns] by tensor name; ones for an expert that no token reached.
+
+    Raises InputError where the sums are not finite: the model computes NaN or infinity.
+    """
+    return Importance({name: _means(name, squares[name]) for name in sorted(squares)}, datasets, chunks)
+
+
+def _means(name: str, seen: Squares) -> NDArray[np.float32]:
+    """By the same float32 operations that a reader of the file does: what is used at once is what would be read."""
+    with np.errstate(over="ignore"):
+        sums, counts = seen.sums.astype(np.float32), np.floor(seen.counts.astype(np.float32) + np.float32(0.5))
+    if not np.isfinite(sums).all():
+        raise InputError(
+            f"what the model feeds to {name} is NaN or infinite: its weights are damaged, or it needs a wider type "
+            f"than it was run in"
+        )
+    means = np.ones_like(sums)
+    np.divide(sums, counts[:, None], out=means, where=counts[:, None] > 0)
+    return means
+
+
+def unreached(squares: Mapping[str, Squares]) -> str | None:
+    """A line that says which experts no token reached, or None: "2 experts (blk.3: 5, 17)..."."""
+    missed: dict[int, set[int]] = {}
+    for name, seen in squares.items():
+        if (numbers := np.flatnonzero(seen.counts == 0)).size:
+            block = re.match(r"blk\.(\d+)\.", name)
+            missed.setdefault(int(block[1]) if block else -1, set()).update(map(int, numbers))
+    if not missed:
+        return None
+    shown = [f"block {block}: {_numbers(missed[block])}" for block in sorted(missed)]
+    count = sum(map(len, missed.values()))
+    return (
+        f"no token reached {count} expert{'s' if count > 1 else ''}, which {'are' if count > 1 else 'is'} rounded as "
+        f"if all inputs mattered alike ({'; '.join(shown[:BLOCKS_SHOWN])}{'; ...' if len(shown) > BLOCKS_SHOWN else ''}"
+        f"); more calibration text would help"
+    )
+
+
+def _numbers(values: set[int]) -> str:
+    """3, 5-7, 9."""
+    ordered = sorted(values)
+    runs = np.split(np.array(ordered), np.flatnonzero(np.diff(ordered) > 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+__all__ = ["Squares", "importance_from", "unreached"]

@@ -1,0 +1,162 @@
+"""One block: sign-gradient descent on all of its latents against the full-precision block's output.
+
+The input is what the quantised blocks before it give, the target what the full-precision chain gives after it, so each
+block also makes up for what the ones before it got wrong (SignRound, arXiv 2309.05516). What is compared are the
+weights as they will be stored.
+
+The step falls linearly from `rate` to 0. With the rate at 1 / iterations a latent can move half a code in all: enough
+to round to the other side, not to leave its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ggufround.errors import InputError
+from ggufround.recipes import Recipe
+from ggufround.tune.activations import Activations, runs
+from ggufround.tune.device import mixed
+from ggufround.tune.latents import Latents, Rates
+from ggufround.tune.metric import Metric
+from ggufround.tune.segments import Segment
+from ggufround_kernels import Rounded
+
+MICRO_TOKENS = 2048  # of a forward and backward pass: larger ones are no faster, and take the memory
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """A segment with its latents; `gradient` gives that of its weights after a backward pass."""
+
+    segment: Segment
+    latents: Latents
+    parameter: nn.Parameter
+    start: Rounded
+
+    def gradient(self) -> Tensor:
+        assert self.parameter.grad is not None, self.segment.parameter
+        rows = self.parameter.grad.view(-1, self.parameter.shape[-1])
+        return rows[self.segment.first : self.segment.last]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a block is tuned on: its forward pass, the two chains around it, and who takes part."""
+
+    name: str  # for messages: "blk.3"
+    forward: Callable[[Tensor], Tensor]
+    inputs: Activations  # of the quantised chain, before the block
+    targets: Activations  # of the full-precision chain, after it
+    training: Sequence[int]  # sequence numbers
+    held_out: Sequence[int]
+    metric: Metric
+    device: torch.device
+    amp: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean losses by the metric. `kept` is False where the held-out loss rose and the untuned rounding stays."""
+
+    before: float
+    after: float
+    held_out_before: float | None
+    held_out_after: float | None
+    kept: bool
+    seconds: float = 0.0
+
+
+def tune_block(scene: Scene, units: Sequence[Unit], recipe: Recipe, tick: Callable[[int], None]) -> Losses:
+    """Tunes the units in place; `tick` is called with the number of iterations done.
+
+    Raises InputError where a loss is not finite.
+    """
+    held = scene.held_out or scene.training[: recipe.batch]
+    held_before = mean_loss(scene, held)
+    parameters = list({id(unit.parameter): unit.parameter for unit in units}.values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    losses: list[float] = []
+    rate = recipe.rate or 1 / max(1, recipe.iterations)
+    order = batches(scene.training, recipe.batch, scene.seed)
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        for iteration in range(recipe.iterations):
+            losses.append(_descend(scene, next(order)))
+            left = 1 - iteration / recipe.iterations
+            rates = Rates(rate * left, recipe.scale_rate * left, recipe.d_rate * left)
+
+            def move(unit: Unit, rates: Rates = rates) -> None:
+                unit.latents.step(unit.gradient(), rates)
+                unit.latents.refresh()
+
+            list(pool.map(move, units))
+            for parameter in parameters:
+                parameter.grad = None
+            tick(iteration + 1)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    held_after = mean_loss(scene, held)
+    share = max(1, len(losses) // 8)
+    return Losses(
+        before=sum(losses[:share]) / share if losses else held_before,
+        after=sum(losses[-share:]) / share if losses else held_after,
+        held_out_before=held_before if scene.held_out else None,
+        held_out_after=held_after if scene.held_out else None,
+        kept=held_after <= held_before,
+    )
+
+
+def batches(numbers: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
+    """Batches without end: every sequence once before any comes again."""
+    generator = torch.Generator().manual_seed(seed)
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < min(size, len(numbers)):
+            waiting += [numbers[k] for k in torch.randperm(len(numbers), generator=generator).tolist()]
+        yield waiting[:size]
+        waiting = waiting[size:]
+
+
+def micro_batch(tokens: int) -> int:
+    """Sequences of so many tokens that go through a block at a time."""
+    return max(1, MICRO_TOKENS // tokens)
+
+
+def mean_loss(scene: Scene, numbers: Sequence[int]) -> float:
+    """Over the sequences, with the weights as they are."""
+    total = 0.0
+    with torch.no_grad():
+        for run in runs(len(numbers), micro_batch(scene.inputs.shape[1])):
+            part = [numbers[k] for k in run]
+            total += float(_loss(scene, part)) * len(part)
+    return total / len(numbers)
+
+
+def _descend(scene: Scene, batch: Sequence[int]) -> float:
+    """Gradients of the mean loss over the batch, summed over its parts; returns the loss."""
+    total = 0.0
+    for run in runs(len(batch), micro_batch(scene.inputs.shape[1])):
+        part = [batch[k] for k in run]
+        loss = _loss(scene, part) * (len(part) / len(batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    if not total < float("inf"):
+        raise InputError(
+            f"{scene.name}: the loss became {total}; its weights or activations hold NaN or infinity, or a type is too "
+            f"coarse for them. Finished blocks are kept; another --tensor-type for this block may help"
+        )
+    return total
+
+
+def _loss(scene: Scene, numbers: Sequence[int]) -> Tensor:
+    inputs = scene.inputs.get(numbers).to(scene.device)
+    targets = scene.targets.get(numbers).to(scene.device)
+    with mixed(scene.device, scene.amp):
+        out = scene.forward(inputs)
+    return scene.metric.loss(out.float() - targets, targets)

@@ -1,0 +1,90 @@
+"""What can fail before the first long step of a tuned or calibrated run, and what its provenance will say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ggufround.errors import UsageError
+from ggufround.gguf_file import Field, Kind, string, u32
+from ggufround.planning import Plan
+from ggufround.recipes import Recipe
+from ggufround.tune import device as devices
+from ggufround.tune.calibration import Calibration, CalibrationOptions, load_calibration
+from ggufround.tune.extra import require_extra
+from ggufround.tune.skeleton import Skeleton
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how to compute. `amp`: bfloat16 products; None: where they are faster. `max_ram` in bytes; `folder`:
+    where activations go that it does not hold."""
+
+    device: str = "auto"
+    amp: bool | None = None
+    threads: int | None = None
+    max_ram: int | None = None
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """A run that needs the model to be run: what on, and how."""
+
+    calibration: Calibration
+    settings: Settings
+    skeleton: Skeleton
+    amp: bool
+    seed: int
+
+
+def prepare(plan: Plan, texts: CalibrationOptions, settings: Settings) -> tuple[Plan, Tuning]:
+    """The plan with calibration's provenance and notes, and what the driver needs.
+
+    Raises UnsupportedError for a model that cannot be run block by block, UsageError or InputError for the
+    calibration text, UsageError for several types at once, an absent device, or too little memory for one block.
+    """
+    require_extra()
+    if len(plan.targets) > 1:
+        names = ", ".join(t.mix.name for t in plan.targets)
+        raise UsageError(f"calibration and tuning take one type at a time, not {names}; run them one after the other")
+    device = devices.choose(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    skeleton = Skeleton(plan.checkpoint, device)
+    calibration = load_calibration(texts, plan.checkpoint, skeleton.vocab)
+    amp = devices.fast_bfloat16(device) if settings.amp is None else settings.amp
+    metadata = _provenance(plan.recipe, texts, calibration, devices.describe(device, amp))
+    targets = tuple(replace(t, metadata={**t.metadata, **metadata}) for t in plan.targets)
+    count, tokens = calibration.ids.shape
+    notes = (
+        *plan.notes,
+        *calibration.notes,
+        f"calibration: {calibration.name}, {calibration.distinct_tokens:,} distinct tokens, {count} sequences of "
+        f"{tokens} and {len(calibration.held_out)} held out",
+    )
+    return replace(plan, targets=targets, notes=notes), Tuning(calibration, settings, skeleton, amp, texts.seed)
+
+
+def _provenance(recipe: Recipe, texts: CalibrationOptions, calibration: Calibration, device: str) -> dict[str, Field]:
+    """What decides the result besides the model and the mix."""
+    fields = {
+        "ggufround.calibration.name": string(calibration.name),
+        "ggufround.calibration.sha256": string(calibration.digest),
+        "ggufround.calibration.sequences": u32(len(calibration.ids)),
+        "ggufround.calibration.tokens": u32(calibration.ids.shape[1]),
+        "ggufround.device": string(device),
+    }
+    if recipe.iterations:
+        fields |= {
+            "ggufround.tuning.iterations": u32(recipe.iterations),
+            "ggufround.tuning.batch": u32(recipe.batch),
+            "ggufround.tuning.seed": Field(Kind.I64, texts.seed),
+            "ggufround.tuning.rates": string(
+                f"codes {recipe.rate or 1 / recipe.iterations:g}, scales {recipe.scale_rate:g}, d {recipe.d_rate:g}"
+            ),
+            "ggufround.tuning.curvature": u32(recipe.curvature),
+        }
+    return fields
