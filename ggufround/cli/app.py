@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 
 from ggufround.cli.convert import convert_command, plan_command
+from ggufround.cli.evaluate import evaluate_command
+from ggufround.cli.imatrix import imatrix_command
 from ggufround.cli.inspect import inspect_command
 from ggufround.cli.listing import list_command
 from ggufround.cli.show import complain, say
@@ -30,8 +32,10 @@ app = typer.Typer(
 )
 app.command("convert")(convert_command)
 app.command("plan")(plan_command)
+app.command("imatrix")(imatrix_command)
 app.command("inspect")(inspect_command)
 app.command("verify")(verify_command)
+app.command("eval")(evaluate_command)
 app.command("list")(list_command)
 
 
