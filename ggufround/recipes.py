@@ -26,7 +26,7 @@ class Recipe:
     rate: float | None = None
     scale_rate: float = 0.0
     d_rate: float = 0.0
-    curvature: int = 0  # sequences from which the curvature of the model's loss is measured; 0: plain squares
+    curvature: int = 0  # sequences on which it is measured what the model's loss minds; 0: plain squares
 
 
 RECIPES = {
@@ -34,11 +34,11 @@ RECIPES = {
     for r in (
         Recipe("rtn", "rtn", "llama.cpp's own search: the same bytes as llama-quantize"),
         Recipe("opt-rtn", "opt-rtn", "the best search for the same type, no calibration needed (default)"),
-        Recipe("light", "opt-rtn", "tuned by gradients, 50 iterations a block", iterations=50, curvature=32),
-        Recipe("base", "opt-rtn", "tuned by gradients, 200 iterations a block", iterations=200, curvature=32),
+        Recipe("light", "opt-rtn", "tuned by gradients, 50 iterations a block", iterations=50, curvature=8),
+        Recipe("base", "opt-rtn", "tuned by gradients, 200 iterations a block", iterations=200, curvature=16),
         Recipe(
             "best", "opt-rtn", "tuned by gradients, 1000 iterations a block, four times the samples",
-            iterations=1000, samples=512, curvature=64,
+            iterations=1000, samples=512, curvature=32,
         ),
     )
 }  # fmt: skip

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Activations:
         assert self._file is not None
         out = np.empty((len(numbers), *self.shape[1:]), np.float32)
         for row, number in zip(out, numbers, strict=True):
-            os.preadv(self._file.fileno(), [memoryview(row).cast("B")], number * self._size)
+            os.preadv(self._file.fileno(), [_bytes(row)], number * self._size)
         return torch.from_numpy(out)
 
     def put(self, numbers: Sequence[int], values: Tensor) -> None:
@@ -55,7 +56,7 @@ class Activations:
             return
         assert self._file is not None
         for number, row in zip(numbers, values.contiguous().numpy(), strict=True):
-            os.pwritev(self._file.fileno(), [memoryview(row).cast("B")], number * self._size)
+            os.pwritev(self._file.fileno(), [_bytes(row)], number * self._size)
 
     def close(self) -> None:
         """Frees memory or file."""
@@ -68,3 +69,7 @@ def runs(count: int, size: int) -> Iterator[range]:
     """Sequence numbers 0 .. count in runs of at most `size`."""
     for first in range(0, count, size):
         yield range(first, min(first + size, count))
+
+
+def _bytes(row: np.ndarray[Any, np.dtype[np.float32]]) -> memoryview:
+    return row.reshape(-1).view(np.uint8).data

@@ -4,6 +4,10 @@ The input is what the quantised blocks before it give, the target what the full-
 block also makes up for what the ones before it got wrong (SignRound, arXiv 2309.05516). What is compared are the
 weights as they will be stored.
 
+Where sequences begin with different tokens, the first position is trained on many more of them than there are
+sequences ("anchors"): many models make an attention sink of whatever token comes first, and few examples would not
+tell how. The first position sees no other, so an anchor costs one token.
+
 The step falls linearly from `rate` to 0. With the rate at 1 / iterations a latent can move half a code in all: enough
 to round to the other side, not to leave its place.
 """
@@ -27,6 +31,7 @@ from ggufround.tune.segments import Segment
 from ggufround_kernels import Rounded
 
 MICRO_TOKENS = 2048  # of a forward and backward pass: larger ones are no faster, and take the memory
+ANCHORS = 64  # first tokens of an iteration
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +50,22 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Hidden states [sequences, tokens, hidden] of the quantised chain before a block, and of the full-precision chain
+    after it."""
+
+    inputs: Activations
+    targets: Activations
+
+
+@dataclass(frozen=True)
 class Scene:
     """What a block is tuned on: its forward pass, the two chains around it, and who takes part."""
 
     name: str  # for messages: "blk.3"
     forward: Callable[[Tensor], Tensor]
-    inputs: Activations  # of the quantised chain, before the block
-    targets: Activations  # of the full-precision chain, after it
+    sequences: Pair
+    anchors: Pair | None  # sequences of one token each
     training: Sequence[int]  # sequence numbers
     held_out: Sequence[int]
     metric: Metric
@@ -85,9 +99,10 @@ def tune_block(scene: Scene, units: Sequence[Unit], recipe: Recipe, tick: Callab
     losses: list[float] = []
     rate = recipe.rate or 1 / max(1, recipe.iterations)
     order = batches(scene.training, recipe.batch, scene.seed)
+    firsts = batches(range(scene.anchors.inputs.shape[0]), ANCHORS, scene.seed + 1) if scene.anchors else None
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         for iteration in range(recipe.iterations):
-            losses.append(_descend(scene, next(order)))
+            losses.append(_descend(scene, next(order), next(firsts) if firsts else ()))
             left = 1 - iteration / recipe.iterations
             rates = Rates(rate * left, recipe.scale_rate * left, recipe.d_rate * left)
 
@@ -132,18 +147,24 @@ def mean_loss(scene: Scene, numbers: Sequence[int]) -> float:
     """Over the sequences, with the weights as they are."""
     total = 0.0
     with torch.no_grad():
-        for run in runs(len(numbers), micro_batch(scene.inputs.shape[1])):
+        for run in runs(len(numbers), micro_batch(scene.sequences.inputs.shape[1])):
             part = [numbers[k] for k in run]
-            total += float(_loss(scene, part)) * len(part)
+            total += float(scene.metric.loss(_error(scene, scene.sequences, part))) * len(part)
     return total / len(numbers)
 
 
-def _descend(scene: Scene, batch: Sequence[int]) -> float:
+def _descend(scene: Scene, batch: Sequence[int], anchors: Sequence[int]) -> float:
     """Gradients of the mean loss over the batch, summed over its parts; returns the loss."""
     total = 0.0
-    for run in runs(len(batch), micro_batch(scene.inputs.shape[1])):
+    first = 1 if anchors else 0
+    for run in runs(len(batch), micro_batch(scene.sequences.inputs.shape[1])):
         part = [batch[k] for k in run]
-        loss = _loss(scene, part) * (len(part) / len(batch))
+        error = _error(scene, scene.sequences, part)[:, first:]
+        loss = scene.metric.loss(error, first) * (len(part) / len(batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    if anchors and scene.anchors:
+        loss = scene.metric.loss(_error(scene, scene.anchors, anchors))
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     if not total < float("inf"):
@@ -154,9 +175,8 @@ def _descend(scene: Scene, batch: Sequence[int]) -> float:
     return total
 
 
-def _loss(scene: Scene, numbers: Sequence[int]) -> Tensor:
-    inputs = scene.inputs.get(numbers).to(scene.device)
-    targets = scene.targets.get(numbers).to(scene.device)
+def _error(scene: Scene, pair: Pair, numbers: Sequence[int]) -> Tensor:
+    """What the block makes of the quantised chain less what it should be: float32 [b, s, hidden]."""
     with mixed(scene.device, scene.amp):
-        out = scene.forward(inputs)
-    return scene.metric.loss(out.float() - targets, targets)
+        out = scene.forward(pair.inputs.get(numbers).to(scene.device))
+    return out.float() - pair.targets.get(numbers).to(scene.device)

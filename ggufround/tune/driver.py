@@ -12,11 +12,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ggufround.checkpoint.reading import Reader
 from ggufround.errors import InputError
@@ -24,7 +25,8 @@ from ggufround.planning import Plan, Target
 from ggufround.quants.grids import GRIDS
 from ggufround.tune import device as devices
 from ggufround.tune.activations import Activations, runs
-from ggufround.tune.blocks import Losses, Scene, Unit, micro_batch, tune_block
+from ggufround.tune.blocks import Losses, Pair, Scene, Unit, micro_batch, tune_block
+from ggufround.tune.curvature import Curvature, measure
 from ggufround.tune.importance import Squares, collecting, destinations, importance_from, unreached
 from ggufround.tune.latents import Latents
 from ggufround.tune.metric import Metric
@@ -35,6 +37,8 @@ from ggufround.tune.weights import ReadRows, source_weights
 from ggufround_kernels import Rounded, stacked
 
 F32 = NDArray[np.float32]
+IN_MEMORY = 256 << 20  # bytes of activations that stay in memory where no budget was given
+FIRST_TOKENS = 1024  # different tokens that the first position is trained on
 Watch = Callable[[str, int, int], None]  # (phase, done, total)
 
 
@@ -54,6 +58,10 @@ class Chains:
     full: Activations
     quantised: Activations
 
+    def pair(self) -> Pair:
+        """Between the chains' steps: the quantised one before a block, the full-precision one after it."""
+        return Pair(self.quantised, self.full)
+
     def close(self) -> None:
         self.full.close()
         self.quantised.close()
@@ -72,7 +80,8 @@ class Driver:
     ) -> None:
         self.plan, self.target, self.scales, self.recipe = plan, target, scales, plan.recipe
         self.settings, self.skeleton, self.amp = tuning.settings, tuning.skeleton, tuning.amp
-        self.device, self.seed, calibration = tuning.skeleton.device, tuning.seed, tuning.calibration
+        self.device, self.seed = tuning.skeleton.device, tuning.seed
+        self.calibration = calibration = tuning.calibration
         self.read, self.read_rows = source_weights(plan.checkpoint, reader)
         self.outputs = {o.name: o for o in plan.outputs}
         self._destinations = destinations(plan.outputs)
@@ -93,28 +102,35 @@ class Driver:
         yield Stage(tuple(n for n in self.outputs if n not in inside), name="outside the blocks")
         stored, stored_rows = output_weights(self.plan.outputs, read_back)
         tuned = self.recipe.iterations > 0
-        chains = self._begin(stored_rows)
+        chains = self._begin(self.ids, stored_rows)
+        firsts = self._first_tokens() if tuned else None
+        anchors = None if firsts is None else self._begin(firsts, stored_rows)
+        curvature = self._curvature(watch) if tuned and self.recipe.curvature else None
         try:
             for i, names in enumerate(blocks):
                 watch("tune", i * max(1, self.recipe.iterations), self._ticks)
                 module = self.skeleton.load(i, self.read)
-                lengths: list[Tensor] = []
-                found = self._advance(i, module, chains.full, lengths)
-                metric = Metric(float(torch.cat(lengths).median()))
+                found = self._advance(i, module, chains.full)
+                if anchors:
+                    self._through(i, module, anchors.full)
                 importance = importance_from(found).entries
                 self.squares |= found
                 if not finished(names):
-                    yield (
-                        self._tuned(i, names, module, chains, importance, metric, watch)
-                        if tuned
-                        else Stage(names, importance=importance, name=f"blk.{i}")
-                    )
+                    if tuned:
+                        yield self._tuned(i, names, module, (chains, anchors), importance, curvature, watch)
+                    else:
+                        yield Stage(names, importance=importance, name=f"blk.{i}")
                 self.skeleton.unload(i)
                 if tuned and i + 1 < self.skeleton.blocks:
-                    self._through(i, self.skeleton.load(i, stored), chains.quantised)
+                    module = self.skeleton.load(i, stored)
+                    self._through(i, module, chains.quantised)
+                    if anchors:
+                        self._through(i, module, anchors.quantised)
                     self.skeleton.unload(i)
         finally:
-            chains.close()
+            for held in (chains, anchors, curvature):
+                if held is not None:
+                    held.close()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -134,29 +150,49 @@ class Driver:
             if any(p.source.name in sources for p in output.pieces) or re.match(rf"blk\.{i}\.", name)
         )
 
-    def _begin(self, stored_rows: ReadRows) -> Chains:
+    def _begin(self, ids: NDArray[np.int32], stored_rows: ReadRows) -> Chains:
         """What block 0 receives in both chains; the quantised one looks its tokens up in the stored embedding."""
-        count, tokens = self.ids.shape
+        count, tokens = ids.shape
         shape = (count, tokens, self.skeleton.hidden)
-        need = 2 * 4 * count * tokens * self.skeleton.hidden
-        room = self.settings.max_ram
-        folder = self.settings.folder if room is not None and need > room // 4 else None
+        folder = self._folder(2 * 4 * count * tokens * self.skeleton.hidden)
         chains = Chains(Activations(shape, folder), Activations(shape, folder))
         for run in runs(count, micro_batch(tokens)):
-            ids = torch.from_numpy(self.ids[run.start : run.stop].astype(np.int64))
-            chains.full.put(run, self.skeleton.embed(ids, self.read_rows))
-            chains.quantised.put(run, self.skeleton.embed(ids, stored_rows))
+            part = torch.from_numpy(ids[run.start : run.stop].astype(np.int64))
+            chains.full.put(run, self.skeleton.embed(part, self.read_rows))
+            chains.quantised.put(run, self.skeleton.embed(part, stored_rows))
         return chains
 
-    def _advance(self, i: int, module: nn.Module, chain: Activations, lengths: list[Tensor]) -> dict[str, Squares]:
-        """The full-precision chain through block i, in place; returns what its matrices were multiplied with, and adds
-        the lengths of the hidden states."""
+    def _folder(self, need: int) -> Path | None:
+        """Where so many bytes of activations go: None for memory, else beside the output."""
+        room = IN_MEMORY if self.settings.max_ram is None else self.settings.max_ram // 8
+        return None if need <= room else self.settings.folder or Path(".")
+
+    def _first_tokens(self) -> NDArray[np.int32] | None:
+        """int32 [k, 1]: tokens for the first position; None where all sequences begin with the same one."""
+        if len(np.unique(self.ids[:, 0])) == 1:
+            return None
+        tokens = np.unique(self.calibration.ids)
+        order = np.random.default_rng(self.seed).permutation(len(tokens))[:FIRST_TOKENS]
+        return tokens[order].astype(np.int32)[:, None]
+
+    def _curvature(self, watch: Watch) -> Curvature:
+        ids = self.calibration.ids[: self.recipe.curvature]
+        size = self.skeleton.hidden * max(self.skeleton.hidden, ids.size)
+        steps = 2 * self.skeleton.blocks
+        return measure(
+            self.skeleton, self.read, self.read_rows, ids,
+            amp=self.amp, seed=self.seed, folder=self._folder(4 * size * self.skeleton.blocks),
+            tick=lambda done: watch("measure", done, steps),
+        )  # fmt: skip
+
+    def _advance(self, i: int, module: nn.Module, chain: Activations) -> dict[str, Squares]:
+        """The full-precision chain through block i, in place; returns what its matrices were multiplied with."""
         with torch.inference_mode(), collecting(module, self.skeleton.places(i), self._destinations) as found:
-            self._through(i, module, chain, lengths)
+            self._through(i, module, chain)
         return found
 
     @torch.inference_mode()
-    def _through(self, i: int, module: nn.Module, chain: Activations, lengths: list[Tensor] | None = None) -> None:
+    def _through(self, i: int, module: nn.Module, chain: Activations) -> None:
         for run in runs(chain.shape[0], micro_batch(chain.shape[1])):
             hidden = chain.get(run).to(self.device)
             with devices.mixed(self.device, self.amp):
@@ -167,17 +203,15 @@ class Driver:
                     f"need more than {'bfloat16' if self.amp else 'float32'}. Finished blocks are kept"
                 )
             chain.put(run, out)
-            if lengths is not None:
-                lengths.append(torch.linalg.vector_norm(out, dim=-1).flatten().cpu())
 
     def _tuned(
         self,
         i: int,
         names: tuple[str, ...],
         module: nn.Module,
-        chains: Chains,
+        chains: tuple[Chains, Chains | None],
         importance: Mapping[str, F32],
-        metric: Metric,
+        curvature: Curvature | None,
         watch: Watch,
     ) -> Stage:
         started = time.perf_counter()
@@ -185,11 +219,13 @@ class Driver:
         scene = Scene(
             name=f"blk.{i}",
             forward=lambda hidden: self.skeleton.run(i, module, hidden),
-            inputs=chains.quantised,
-            targets=chains.full,
+            sequences=chains[0].pair(),
+            anchors=None if chains[1] is None else chains[1].pair(),
             training=self.training,
             held_out=self.held_out,
-            metric=metric,
+            metric=curvature.metric(i, self.device)
+            if curvature
+            else Metric(torch.ones(self.ids.shape[1], device=self.device)),
             device=self.device,
             amp=self.amp,
             seed=self.seed * 100003 + i,

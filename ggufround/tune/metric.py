@@ -1,9 +1,7 @@
-"""What a difference at a block's output costs.
+"""What a difference at a block's output costs: an estimate of what the model's own loss minds of it.
 
-Some models have a token or two, mostly the first, whose hidden state is ten times as long as the others'. Every later
-block reads it through a norm, so what counts is its error beside its length; but in a plain mean of squares its error
-drowns all others, and tuning would bend the block to one token. Errors of such tokens are therefore measured in units
-of their own length.
+loss = mean over tokens of weight(position) * |error @ factor|^2 / hidden. Weight and factor come from the gradients of
+the model's loss (`curvature`): how much positions differ, and how much directions.
 """
 
 from __future__ import annotations
@@ -13,37 +11,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LONG = 2.0  # times the median length: from here on a token's error counts beside its own length
 FLOOR = 0.1  # of the mean curvature: what a direction weighs that no gradient was seen in
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """loss = mean of w(token) * ((output - target) @ factor)**2, w = min(1, (LONG * typical / length)**2).
+    """weights: float32 [tokens], 1 on average. factor: float32 [hidden, hidden], a square root of the curvature, or
+    None, where all directions count alike."""
 
-    typical: the median length of the target's hidden states. factor, float32 [hidden, hidden] or None: a square root of
-    the curvature of the model's own loss by the block's output.
-    """
-
-    typical: float
+    weights: Tensor
     factor: Tensor | None = None
 
-    def loss(self, error: Tensor, target: Tensor) -> Tensor:
-        """A scalar for error and target [b, s, hidden], float32."""
-        length = torch.linalg.vector_norm(target, dim=-1, keepdim=True)
-        scale = (LONG * self.typical / length.clamp_min(1e-30)).clamp_max(1.0)
+    def loss(self, error: Tensor, first: int = 0) -> Tensor:
+        """A scalar for an error [b, s, hidden], float32, of the positions from `first` on. The mean is over whole
+        sequences, so that those of parts add up."""
         if self.factor is not None:
             error = error @ self.factor
-        found: Tensor = (error * scale).pow(2).mean()
+        by_token = error.square().mean((0, 2))
+        found: Tensor = (by_token * self.weights[first : first + len(by_token)]).sum() / len(self.weights)
         return found
 
 
 def square_root(curvature: Tensor) -> Tensor:
-    """The factor for a curvature E[g g^T], float [hidden, hidden], g being gradients of the model's loss by the output
-    of a block: scaled to a mean of 1 on the diagonal, with FLOOR added in all directions."""
-    size = curvature.shape[0]
+    """The factor for a curvature sum g g^T, float32 [hidden, hidden]: scaled to a mean of 1 on the diagonal, with FLOOR
+    added in all directions."""
     scaled = curvature.double() / curvature.diagonal().double().mean().clamp_min(1e-30)
-    factor: Tensor = torch.linalg.cholesky(
-        scaled + FLOOR * torch.eye(size, dtype=torch.float64, device=curvature.device)
-    )
-    return factor.float()
+    lifted = scaled + FLOOR * torch.eye(len(curvature), dtype=torch.float64, device=curvature.device)
+    found: Tensor = torch.linalg.cholesky(lifted).float()
+    return found
