@@ -11,10 +11,12 @@ import typer
 from ggufround.arch import ARCHITECTURES
 from ggufround.cli import show
 from ggufround.cli.values import Json
+from ggufround.errors import UsageError
 from ggufround.ggml_types import GGML_TYPES
 from ggufround.quants.mixes import MIXES
 from ggufround.quants.types import QUANT_TYPES
 from ggufround.recipes import RECIPES
+from ggufround.tune.extra import require_extra
 
 Rows = list[tuple[Any, ...]]
 
@@ -25,6 +27,7 @@ class What(StrEnum):
     FORMATS = "formats"
     RECIPES = "recipes"
     ARCHITECTURES = "architectures"
+    DEVICES = "devices"
 
 
 def _types() -> tuple[tuple[str, ...], Rows]:
@@ -45,12 +48,28 @@ def _formats() -> tuple[tuple[str, ...], Rows]:
 
 
 def _recipes() -> tuple[tuple[str, ...], Rows]:
-    return ("recipe", "what it does"), [(r.name, r.about) for r in RECIPES.values()]
+    rows = [(r.name, r.iterations, r.samples, r.seqlen, r.about) for r in RECIPES.values()]
+    return ("recipe", "iterations", "samples", "seqlen", "what it does"), rows
 
 
 def _architectures() -> tuple[tuple[str, ...], Rows]:
     rows = [(name, a.name) for name, a in sorted(ARCHITECTURES.items())]
     return ("Hugging Face class", "GGUF architecture"), rows
+
+
+def _devices() -> tuple[tuple[str, ...], Rows]:
+    """What --device takes, and what torch makes of each here. Raises MissingExtraError without torch."""
+    require_extra()
+    from ggufround.tune import device as devices
+
+    rows: Rows = []
+    for name in devices.KINDS:
+        try:
+            found = devices.choose(name)
+            rows.append((name, "yes", devices.describe(found, devices.fast_bfloat16(found))))
+        except UsageError as error:
+            rows.append((name, "no", str(error)))
+    return ("device", "usable", "what it is"), rows
 
 
 TABLES: dict[What, Callable[[], tuple[tuple[str, ...], Rows]]] = {
@@ -59,13 +78,14 @@ TABLES: dict[What, Callable[[], tuple[tuple[str, ...], Rows]]] = {
     What.FORMATS: _formats,
     What.RECIPES: _recipes,
     What.ARCHITECTURES: _architectures,
+    What.DEVICES: _devices,
 }
 
 
 def list_command(
     what: Annotated[What, typer.Argument(metavar="WHAT", help=", ".join(What))], json: Json = False
 ) -> None:
-    """List types, mixes, formats, recipes or architectures."""
+    """List types, mixes, formats, recipes, architectures or devices."""
     columns, rows = TABLES[what]()
     if json:
         show.dump([dict(zip(columns, row, strict=True)) for row in rows])

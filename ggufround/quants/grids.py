@@ -43,12 +43,10 @@ class Ladder:
 
     def latents(self, values: F32) -> F32:
         """Places between places: where `values` lie on the ladder, at most 0.499 beyond its ends."""
-        steps = np.arange(len(self.values), dtype=np.float32)
-        between = np.interp(values, self.values, steps).astype(np.float32)
         low, high = self.values[1] - self.values[0], self.values[-1] - self.values[-2]
-        below = np.minimum(values - self.values[0], 0) / low
-        above = np.maximum(values - self.values[-1], 0) / high
-        found: F32 = np.clip(between + below + above, -0.499, self.top + 0.499).astype(np.float32)
+        ends = [self.values[0] - low, *self.values, self.values[-1] + high]
+        between = np.interp(values, ends, np.arange(-1, len(self.values) + 1))
+        found: F32 = np.clip(between, -0.499, self.top + 0.499).astype(np.float32)
         return found
 
 

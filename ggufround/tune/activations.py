@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ggufround.errors import not_written
+from ggufround.errors import OutputError, not_written
 
 
 class Activations:
@@ -29,10 +29,11 @@ class Activations:
         self._file = None
         if folder is not None:
             try:
-                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as the activations live
-                os.posix_fallocate(self._file.fileno(), 0, shape[0] * self._size)
+                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed by `close`
+                os.posix_fallocate(self._file.fileno(), 0, self.nbytes)
             except OSError as error:
-                raise not_written(error, f"cannot keep {shape[0] * self._size / 1e9:.1f} GB of activations") from error
+                self.close()
+                raise self._no_room(error) from error
 
     @property
     def nbytes(self) -> int:
@@ -42,10 +43,14 @@ class Activations:
         """float32 [len(numbers), tokens, hidden], a copy."""
         if self._memory is not None:
             return self._memory[list(numbers)]
-        assert self._file is not None
+        assert self._file is not None, "closed"
         out = np.empty((len(numbers), *self.shape[1:]), np.float32)
         for row, number in zip(out, numbers, strict=True):
-            os.preadv(self._file.fileno(), [_bytes(row)], number * self._size)
+            left, place = _bytes(row), number * self._size
+            while left:
+                done = os.preadv(self._file.fileno(), [left], place)
+                assert done > 0, "allocated whole"
+                left, place = left[done:], place + done
         return torch.from_numpy(out)
 
     def put(self, numbers: Sequence[int], values: Tensor) -> None:
@@ -54,9 +59,18 @@ class Activations:
         if self._memory is not None:
             self._memory[list(numbers)] = values
             return
-        assert self._file is not None
-        for number, row in zip(numbers, values.contiguous().numpy(), strict=True):
-            os.pwritev(self._file.fileno(), [_bytes(row)], number * self._size)
+        assert self._file is not None, "closed"
+        try:
+            for number, row in zip(numbers, values.contiguous().numpy(), strict=True):
+                left, place = _bytes(row), number * self._size
+                while left:
+                    done = os.pwritev(self._file.fileno(), [left], place)
+                    left, place = left[done:], place + done
+        except OSError as error:
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: OSError) -> OutputError:
+        return not_written(error, f"cannot keep {self.nbytes / 1e9:.1f} GB of activations")
 
     def close(self) -> None:
         """Frees memory or file."""

@@ -48,10 +48,10 @@ class Curvature:
     weights: NDArray[np.float32]
     directions: Activations
 
-    def metric(self, i: int, device: torch.device) -> Metric:
-        """Of block i."""
+    def metric(self, i: int, typical: float, device: torch.device) -> Metric:
+        """Of block i, whose states have the length `typical`."""
         factor = square_root(self.directions.get([i])[0]).to(device)
-        return Metric(torch.from_numpy(self.weights[i]).to(device), factor)
+        return Metric(torch.from_numpy(self.weights[i]).to(device), typical, factor)
 
     def close(self) -> None:
         self.directions.close()

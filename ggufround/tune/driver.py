@@ -216,6 +216,7 @@ class Driver:
     ) -> Stage:
         started = time.perf_counter()
         units = self._units(i, module, importance)
+        typical = _typical_length(chains[0].full)
         scene = Scene(
             name=f"blk.{i}",
             forward=lambda hidden: self.skeleton.run(i, module, hidden),
@@ -223,9 +224,9 @@ class Driver:
             anchors=None if chains[1] is None else chains[1].pair(),
             training=self.training,
             held_out=self.held_out,
-            metric=curvature.metric(i, self.device)
+            metric=curvature.metric(i, typical, self.device)
             if curvature
-            else Metric(torch.ones(self.ids.shape[1], device=self.device)),
+            else Metric(torch.ones(self.ids.shape[1], device=self.device), typical),
             device=self.device,
             amp=self.amp,
             seed=self.seed * 100003 + i,
@@ -251,6 +252,12 @@ class Driver:
             start = kind.search(true, None if entry is None else entry[segment.matrix], self.recipe.search)
             units.append(Unit(segment, Latents(GRIDS[kind.name], rows, start, factor), parameter, start))
         return units
+
+
+def _typical_length(states: Activations) -> float:
+    """The median length of a hidden state."""
+    lengths = [torch.linalg.vector_norm(states.get(run), dim=-1).flatten() for run in runs(states.shape[0], 4)]
+    return float(torch.cat(lengths).median())
 
 
 def assemble(parts: Sequence[tuple[Segment, Rounded]]) -> dict[str, Rounded]:

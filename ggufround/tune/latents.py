@@ -7,19 +7,21 @@ its sign is used (SignRound, arXiv 2309.05516).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ggufround.quants.grids import F32, Grid, Ladder, scale_and_shift
 from ggufround_kernels import Rounded
-from ggufround_kernels.tuning import EDGE, dequantise, step
+from ggufround_kernels.tuning import EDGE, HALF, dequantise, step
 
 HALF_MAX = 65504.0
+SLAB = 1 << 18  # weights that numpy works on at once: its intermediate arrays are several times as large
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Latents:
     def __init__(self, grid: Grid, weights: Tensor, start: Rounded, factor: float = 1.0) -> None:
         """From the search's result `start`: `weights` are the true ones and are overwritten. `factor` multiplies all
         (NVFP4's global scale): the search was given weights / factor."""
+        assert factor == 1.0 or grid.shift == "none", grid
         self.grid, self.weights, self.factor = grid, weights, factor
         device = weights.device
 
@@ -60,22 +63,26 @@ class Latents:
         """Where the true weights lie between the codes; the search's codes where a scale is zero, or where its choice
         is another than the nearest code."""
         grid = self.grid
-        scale, shift = scale_and_shift(grid, start)
-        w = (weights.cpu().numpy() / np.float32(self.factor)).reshape(len(scale), -1, grid.group)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = (w + shift[:, :, None]) / scale[:, :, None]
-        chosen = grid.codes.places(start.codes).reshape(w.shape)
-        latents = grid.codes.latents(np.where(np.isfinite(values), values, 0).astype(np.float32))
-        apart = np.abs(latents - chosen) > 0.5
-        latents = np.where(apart, np.clip(latents, chosen - EDGE, chosen + EDGE), latents)
-        latents = np.where(scale[:, :, None] == 0, chosen, latents)
-        return torch.from_numpy(np.ascontiguousarray(latents.reshape(weights.shape), np.float32)).to(weights.device)
+        scale, shift = (x[:, :, None] for x in scale_and_shift(grid, start))
+        true = weights.cpu().numpy()
+        out = np.empty(true.shape, np.float32)
+        for part in _slabs(*true.shape):
+            w = (true[part] / np.float32(self.factor)).reshape(-1, scale.shape[1], grid.group)
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                values = (w + shift[part]) / scale[part]
+            latents = grid.codes.latents(np.where(np.isfinite(values), values, 0))
+            chosen = grid.codes.places(start.codes[part]).reshape(w.shape)
+            apart = np.floor(latents + HALF) != chosen
+            latents = np.where(apart, np.clip(latents, chosen - EDGE, chosen + EDGE), latents)
+            out[part] = np.where(scale[part] == 0, chosen, latents).reshape(out[part].shape)
+        return torch.from_numpy(out).to(weights.device)
 
     def _looked_up(self, ladder: Ladder, places: Tensor) -> Tensor:
         return self._tables[id(ladder)][torch.clamp(places + 0.5, 0, ladder.top + 0.5).long()]
 
     def _refresh_scales(self) -> None:
-        """scale and shift [rows, groups] as stored; `_unit` is what a stored scale of 1 would be worth."""
+        """scale and shift [rows, groups] as stored, without the factor; `_unit` is what a stored scale of 1 would be
+        worth."""
         grid = self.grid
         per = grid.block // grid.group
         parts = self.scales if self.scales is not None else self.d
@@ -93,7 +100,7 @@ class Latents:
             assert self.dmin is not None
             dmin = self.dmin.half().float().repeat_interleave(per, 1)
             shift = dmin * shift if grid.shift == "dmin * min" else -dmin
-        self.scale, self.shift = (x.mul_(self.factor) if self.factor != 1.0 else x.contiguous() for x in (scale, shift))
+        self.scale, self.shift = scale.contiguous(), shift.contiguous()
 
     def refresh(self) -> None:
         """`weights` from the latents as they are now."""
@@ -132,8 +139,12 @@ class Latents:
         """What is stored, numpy, rows in the order of `weights`."""
         grid = self.grid
 
-        def stored(ladder: Ladder, places: Tensor) -> np.ndarray:
-            return ladder.codes[np.clip(places.cpu().numpy() + np.float32(0.5), 0, ladder.top + 0.5).astype(np.intp)]
+        def stored(ladder: Ladder, places: Tensor) -> NDArray[np.uint8]:
+            given = places.cpu().numpy()
+            out = np.empty(given.shape, np.uint8)
+            for part in _slabs(*given.shape):
+                out[part] = ladder.codes[np.clip(given[part] + HALF, 0, ladder.top + 0.5).astype(np.intp)]
+            return out
 
         def halves(values: Tensor | None) -> F32 | None:
             return None if values is None else values.half().float().cpu().numpy()
@@ -145,6 +156,13 @@ class Latents:
             scales=None if self.scales is None else stored(_some(grid.scales), self.scales),
             mins=None if self.mins is None else stored(_some(grid.mins), self.mins),
         )
+
+
+def _slabs(rows: int, columns: int) -> Iterator[slice]:
+    """Rows in runs of about SLAB weights."""
+    size = max(1, SLAB // columns)
+    for first in range(0, rows, size):
+        yield slice(first, first + size)
 
 
 T = TypeVar("T")
@@ -168,7 +186,7 @@ class _Kernels:
 def _dequantise_cpu(x: Latents) -> None:
     dequantise(
         x.codes.view(-1).numpy(), x.scale.view(-1).numpy(), x.shift.view(-1).numpy(), x.grid.group,
-        x.grid.codes.values, x.weights.view(-1).numpy(),
+        x.grid.codes.values, np.float32(x.factor), x.weights.view(-1).numpy(),
     )  # fmt: skip
 
 
@@ -188,6 +206,8 @@ def _dequantise_torch(x: Latents) -> None:
     values = x._values[(x.codes + 0.5).long()]
     out = _grouped(x, values) * x.scale[:, :, None] - x.shift[:, :, None]
     x.weights.copy_(out.view_as(x.weights))
+    if x.factor != 1.0:
+        x.weights.mul_(x.factor)
 
 
 def _step_torch(x: Latents, gradient: Tensor, rate: float) -> None:

@@ -2,6 +2,10 @@
 
 loss = mean over tokens of weight(position) * |error @ factor|^2 / hidden. Weight and factor come from the gradients of
 the model's loss (`curvature`): how much positions differ, and how much directions.
+
+States far longer than the others, the attention sinks, are read by every later block through a norm, and nothing that
+is added to them still moves them: how long they are makes no difference. So of their error only what turns them
+counts. Without that, a block would spend itself on the length of one token.
 """
 
 from __future__ import annotations
@@ -11,20 +15,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LONG = 1.5  # times the typical length: from here on the error along the state counts less and less
 FLOOR = 0.1  # of the mean curvature: what a direction weighs that no gradient was seen in
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """weights: float32 [tokens], 1 on average. factor: float32 [hidden, hidden], a square root of the curvature, or
-    None, where all directions count alike."""
+    """weights: float32 [tokens], 1 on average. typical: median length of a state. factor: float32 [hidden, hidden], a
+    square root of the curvature, or None, where all directions count alike."""
 
     weights: Tensor
+    typical: float
     factor: Tensor | None = None
 
-    def loss(self, error: Tensor, first: int = 0) -> Tensor:
-        """A scalar for an error [b, s, hidden], float32, of the positions from `first` on. The mean is over whole
-        sequences, so that those of parts add up."""
+    def loss(self, error: Tensor, target: Tensor, first: int = 0) -> Tensor:
+        """A scalar for error and target [b, s, hidden], float32, of the positions from `first` on. The mean is over
+        whole sequences, so that those of parts add up."""
+        square = target.square().sum(-1, keepdim=True).clamp_min(1e-30)
+        share = (1 - (LONG * self.typical) ** 2 / square).clamp_min(0) / square
+        error = error - share * (error * target).sum(-1, keepdim=True) * target
         if self.factor is not None:
             error = error @ self.factor
         by_token = error.square().mean((0, 2))

@@ -7,14 +7,20 @@ from pathlib import Path
 
 import torch
 
+from ggufround import measure
 from ggufround.errors import UsageError
 from ggufround.gguf_file import Field, Kind, string, u32
 from ggufround.planning import Plan
 from ggufround.recipes import Recipe
 from ggufround.tune import device as devices
+from ggufround.tune.blocks import micro_batch
 from ggufround.tune.calibration import Calibration, CalibrationOptions, load_calibration
 from ggufround.tune.extra import require_extra
 from ggufround.tune.skeleton import Skeleton
+
+WEIGHT_BYTES_TUNED = 20  # of a weight: itself, gradient, latent, bfloat16 copy, the search's result
+KEPT_BYTES = 8  # of each number that goes into or out of a matrix
+RUN_BYTES = 300 << 20  # what torch and the kernels allocate once the first block runs
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,13 @@ def prepare(plan: Plan, texts: CalibrationOptions, settings: Settings) -> tuple[
     skeleton = Skeleton(plan.checkpoint, device)
     calibration = load_calibration(texts, plan.checkpoint, skeleton.vocab)
     amp = devices.fast_bfloat16(device) if settings.amp is None else settings.amp
+    if settings.max_ram is not None:
+        needed = measure.resident_memory() + block_memory(skeleton, calibration.ids.shape[1], plan.recipe)
+        if needed > settings.max_ram:
+            raise UsageError(
+                f"--max-ram {settings.max_ram / 1e6:,.0f} MB is too little: one block and a micro-batch take about "
+                f"{needed / 1e6:,.0f} MB{'; a smaller --seqlen takes less' if calibration.ids.shape[1] > 512 else ''}"
+            )
     metadata = _provenance(plan.recipe, texts, calibration, devices.describe(device, amp))
     targets = tuple(replace(t, metadata={**t.metadata, **metadata}) for t in plan.targets)
     count, tokens = calibration.ids.shape
@@ -66,6 +79,19 @@ def prepare(plan: Plan, texts: CalibrationOptions, settings: Settings) -> tuple[
         f"{tokens} and {len(calibration.held_out)} held out",
     )
     return replace(plan, targets=targets, notes=notes), Tuning(calibration, settings, skeleton, amp, texts.seed)
+
+
+def block_memory(skeleton: Skeleton, tokens: int, recipe: Recipe) -> int:
+    """Bytes that the largest block takes while it is tuned, or only run: weights, gradients, latents, and what a
+    backward pass keeps of a micro-batch."""
+    tuned = recipe.iterations > 0
+    most = 0
+    for i in range(skeleton.blocks):
+        tensors = [skeleton.checkpoint.tensors[name] for name in skeleton.block_names(i)]
+        weights = sum(t.rows * t.columns for t in tensors)
+        kept = sum(t.rows + t.columns for t in tensors if len(t.shape) > 1) * micro_batch(tokens) * tokens
+        most = max(most, (WEIGHT_BYTES_TUNED if tuned else 4) * weights + (KEPT_BYTES if tuned else 8) * kept)
+    return most + RUN_BYTES
 
 
 def _provenance(recipe: Recipe, texts: CalibrationOptions, calibration: Calibration, device: str) -> dict[str, Field]:
