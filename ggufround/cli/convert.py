@@ -43,6 +43,9 @@ def convert_command(
     except KeyboardInterrupt:
         show.complain("interrupted; the same command goes on from here")
         raise typer.Exit(1) from None
+    if not json:
+        for line in report.notes[len(plan.notes) :]:  # what was found out on the way
+            show.note(line)
     _show_report(report, json)
 
 

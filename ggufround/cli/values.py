@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -108,8 +109,8 @@ class Flags:
         if not named.iterations and (given := [f for f, v in self._steps().items() if v is not None]):
             raise UsageError(f"{given[0]} is for the tuned recipes light, base and best; {named.name} does not tune")
         for flag, value in self._steps().items():
-            if value is not None and not value > 0:
-                raise UsageError(f"{flag} must be more than 0, got {value}")
+            if value is not None and not 0 < value < inf:
+                raise UsageError(f"{flag} must be {'finite and ' if value == inf else ''}more than 0, got {value}")
         return replace(
             named,
             iterations=self.iters or named.iterations,
@@ -124,7 +125,9 @@ class Flags:
         """What the model is run on; None where it is not run."""
         named = recipe(self.recipe)
         if self.calib is None and not named.iterations:
-            for flag, value in (("--samples", self.samples), ("--seqlen", self.seqlen), ("--seed", self.seed)):
+            given: dict[str, int | None] = {"--samples": self.samples, "--seqlen": self.seqlen, "--seed": self.seed}
+            given["--chat" if self.chat else "--plain"] = self.chat
+            for flag, value in given.items():
                 if value is not None:
                     raise UsageError(f"{flag} is for calibration: give --calib or a recipe that tunes")
             return None
@@ -134,7 +137,9 @@ class Flags:
         return calibration_options(default, self.calib, self.samples, self.seqlen, self.seed, self.chat)
 
     def run(self, fresh: bool = False) -> Run:
-        """As Run. Raises UsageError for a size that is none."""
+        """As Run. Raises UsageError for a size that is none and for no threads."""
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads must be at least 1, got {self.threads}")
         split = size(self.split_max_size, "--split-max-size")
         return Run(self.threads, size(self.max_ram, "--max-ram"), split, fresh)
 

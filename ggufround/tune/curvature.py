@@ -2,10 +2,11 @@
 
 Second-order theory says that a small error e of a hidden state costs the model e^T F e / 2 of its KL divergence, where
 F = E[g g^T] over gradients g of its loss by that state, the labels being drawn from the model itself (the Fisher
-matrix). It is taken apart into what a position weighs and which directions count. Early tokens are read by all later
-ones; the "attention sinks" that many models keep at the first position have states a hundred times as long as any
-other, and in a plain mean of squares their errors drown all others, though they matter no more. And a few directions
-of the hidden state carry most of what the model says next.
+matrix). It is taken apart into what a position weighs, which directions count, and whether the length of an unusually
+long state does. Early tokens are read by all later ones. The "attention sinks" that many models keep at the first
+position have states a hundred times as long as any other, and in a plain mean of squares their errors drown all others,
+though they matter no more: most of that error is along the state, and a norm takes it out - unless a later block takes
+the sink away again by subtracting what it should be.
 
 The pass goes forward once, keeping the states between the blocks in a file where memory does not hold them, and back
 once, block by block; no more than one block is in memory.
@@ -28,6 +29,7 @@ from ggufround.tune.metric import Metric, square_root
 from ggufround.tune.skeleton import Skeleton
 from ggufround.tune.weights import ReadRows, ReadTensor
 
+LONG = 4.0  # times the median length: from here on a state is far longer than the others
 SLAB = 8192  # rows of the output matrix at a time
 ReadSlab = Callable[[int, int], Tensor]  # rows [first, last) of the output matrix, float32
 
@@ -42,16 +44,18 @@ def edges(tokens: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """weights: float32 [blocks, tokens], what each position weighs in each block's loss, 1 on average. directions:
-    [blocks, hidden, hidden], for each block the sum of g g^T over all tokens."""
+    """weights: float32 [blocks, tokens], what each position weighs in each block's loss, 1 on average. lengthwise:
+    float32 [blocks], the curvature along states that are far longer than the median, as a part of that across them; 1
+    where there are none. directions: [blocks, hidden, hidden], for each block the sum of g g^T over all tokens."""
 
     weights: NDArray[np.float32]
+    lengthwise: NDArray[np.float32]
     directions: Activations
 
     def metric(self, i: int, typical: float, device: torch.device) -> Metric:
         """Of block i, whose states have the length `typical`."""
         factor = square_root(self.directions.get([i])[0]).to(device)
-        return Metric(torch.from_numpy(self.weights[i]).to(device), typical, factor)
+        return Metric(torch.from_numpy(self.weights[i]).to(device), typical, float(self.lengthwise[i]), factor)
 
     def close(self) -> None:
         self.directions.close()
@@ -72,32 +76,38 @@ def measure(
     count, tokens = ids.shape
     shape = (count, tokens, skeleton.hidden)
     device = skeleton.device
-    states = [Activations(shape, folder) for _ in range(skeleton.blocks)]  # what each block receives
+    states = [Activations(shape, folder) for _ in range(skeleton.blocks + 1)]  # before each block and after the last
     slopes = Activations(shape, folder)
-    squares = np.zeros((skeleton.blocks, tokens))
+    squares, lengthwise = np.zeros((skeleton.blocks, tokens)), np.ones(skeleton.blocks, np.float32)
     directions = Activations((skeleton.blocks, skeleton.hidden, skeleton.hidden), folder)
     try:
         for run in runs(count, 1):
             states[0].put(run, skeleton.embed(torch.from_numpy(ids[run.start : run.stop].astype(np.int64)), read_rows))
         for i in range(skeleton.blocks):
             module = skeleton.load(i, read)
-            onward = states[i + 1] if i + 1 < skeleton.blocks else slopes
             for run in runs(count, 1):
                 with torch.inference_mode(), devices.mixed(device, amp):
-                    onward.put(run, skeleton.run(i, module, states[i].get(run).to(device)).float())
+                    states[i + 1].put(run, skeleton.run(i, module, states[i].get(run).to(device)).float())
             skeleton.unload(i)
             tick(i + 1)
         skeleton.load_head(read)
         generator = torch.Generator(device).manual_seed(seed)
         for run in runs(count, 1):
-            slopes.put(run, _head_slope(skeleton, read_rows, slopes.get(run).to(device), amp, generator))
+            slopes.put(run, _head_slope(skeleton, read_rows, states[-1].get(run).to(device), amp, generator))
         for i in reversed(range(skeleton.blocks)):
             module = skeleton.load(i, read)
             outer = torch.zeros(skeleton.hidden, skeleton.hidden)
+            long = LONG * typical_length(states[i + 1])
+            along, across = 0.0, 0.0
             for run in runs(count, 1):
                 slope = slopes.get(run)
                 squares[i] += slope.double().square().sum((0, 2)).numpy()
                 outer += slope[0].T @ slope[0]
+                state = states[i + 1].get(run)
+                lengths = torch.linalg.vector_norm(state, dim=-1)
+                far = lengths > long
+                along += float((((slope * state).sum(-1) / lengths.clamp_min(1e-30))[far] ** 2).sum())
+                across += float((slope[far] ** 2).sum()) / skeleton.hidden
                 if i == 0:
                     continue
                 hidden = states[i].get(run).to(device).requires_grad_(True)
@@ -106,13 +116,20 @@ def measure(
                 (back,) = torch.autograd.grad(out, hidden, slope.to(device))
                 slopes.put(run, back)
             directions.put([i], outer[None])
+            lengthwise[i] = min(1.0, along / across) if across > 0 else 1.0
             skeleton.unload(i)
-            states[i].close()
+            states[i + 1].close()
             tick(2 * skeleton.blocks - i)
     finally:
         for activations in (*states, slopes):
             activations.close()
-    return Curvature(_by_class(squares), directions)
+    return Curvature(_by_class(squares), lengthwise, directions)
+
+
+def typical_length(states: Activations) -> float:
+    """The median length of a hidden state."""
+    lengths = [torch.linalg.vector_norm(states.get(run), dim=-1).flatten() for run in runs(states.shape[0], 4)]
+    return float(torch.cat(lengths).median())
 
 
 def _by_class(squares: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@ path; what is particular to the CPU's kernels is in `latents`."""
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,18 +14,27 @@ KINDS = ("auto", "cpu", "cuda", "xpu")
 
 
 def choose(name: str) -> torch.device:
-    """The device of that name; `auto`: an accelerator where there is one. Raises UsageError for one that is absent."""
-    kind = name.split(":")[0]
-    if kind not in KINDS:
-        raise UsageError(f"unknown device {name!r}; there are: {', '.join(KINDS)}")
+    """The device of that name, "cuda:1" being the second of its kind; `auto`: an accelerator where there is one.
+
+    Raises UsageError for an unknown one and for one that is absent.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in KINDS or not re.fullmatch("[a-z]+(:[0-9]{1,3})?", name) or (number and kind == "auto"):
+        raise UsageError(
+            f"unknown device {name!r}; there are: {', '.join(KINDS)}, and cuda:1 for the second of several"
+        )
+    if kind == "cpu":
+        return torch.device(kind)
     found = torch.accelerator.current_accelerator(check_available=True)
     if kind == "auto":
         return found if found is not None and found.type in KINDS else torch.device("cpu")
-    if kind != "cpu" and (found is None or found.type != kind):
+    if found is None or found.type != kind:
         raise UsageError(
             f"--device {name}: torch {torch.__version__} finds no such device; "
             f"{f'it has {found.type}' if found is not None else 'use --device cpu'}"
         )
+    if number and int(number) >= (count := torch.accelerator.device_count()):
+        raise UsageError(f"--device {name}: there {f'are {count}, {kind}:0 the first' if count > 1 else 'is one'}")
     return torch.device(name)
 
 
@@ -32,7 +42,7 @@ def fast_bfloat16(device: torch.device) -> bool:
     """Whether products of bfloat16 are faster than float32's: an accelerator, or a CPU with instructions for them."""
     if device.type != "cpu":
         return True
-    has = torch.cpu.get_capabilities()
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # absent from older ones
     return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("amx_tile"))
 
 

@@ -26,7 +26,7 @@ from ggufround.quants.grids import GRIDS
 from ggufround.tune import device as devices
 from ggufround.tune.activations import Activations, runs
 from ggufround.tune.blocks import Losses, Pair, Scene, Unit, micro_batch, tune_block
-from ggufround.tune.curvature import Curvature, measure
+from ggufround.tune.curvature import Curvature, measure, typical_length
 from ggufround.tune.importance import Squares, collecting, destinations, importance_from, unreached
 from ggufround.tune.latents import Latents
 from ggufround.tune.metric import Metric
@@ -216,7 +216,7 @@ class Driver:
     ) -> Stage:
         started = time.perf_counter()
         units = self._units(i, module, importance)
-        typical = _typical_length(chains[0].full)
+        typical = typical_length(chains[0].full)
         scene = Scene(
             name=f"blk.{i}",
             forward=lambda hidden: self.skeleton.run(i, module, hidden),
@@ -252,12 +252,6 @@ class Driver:
             start = kind.search(true, None if entry is None else entry[segment.matrix], self.recipe.search)
             units.append(Unit(segment, Latents(GRIDS[kind.name], rows, start, factor), parameter, start))
         return units
-
-
-def _typical_length(states: Activations) -> float:
-    """The median length of a hidden state."""
-    lengths = [torch.linalg.vector_norm(states.get(run), dim=-1).flatten() for run in runs(states.shape[0], 4)]
-    return float(torch.cat(lengths).median())
 
 
 def assemble(parts: Sequence[tuple[Segment, Rounded]]) -> dict[str, Rounded]:

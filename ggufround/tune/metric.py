@@ -3,9 +3,8 @@
 loss = mean over tokens of weight(position) * |error @ factor|^2 / hidden. Weight and factor come from the gradients of
 the model's loss (`curvature`): how much positions differ, and how much directions.
 
-States far longer than the others, the attention sinks, are read by every later block through a norm, and nothing that
-is added to them still moves them: how long they are makes no difference. So of their error only what turns them
-counts. Without that, a block would spend itself on the length of one token.
+Of the error of states far longer than the others, the attention sinks, the part along the state weighs `lengthwise`: in
+most blocks their length makes no difference to anything.
 """
 
 from __future__ import annotations
@@ -21,19 +20,21 @@ FLOOR = 0.1  # of the mean curvature: what a direction weighs that no gradient w
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """weights: float32 [tokens], 1 on average. typical: median length of a state. factor: float32 [hidden, hidden], a
-    square root of the curvature, or None, where all directions count alike."""
+    """weights: float32 [tokens], 1 on average. typical: median length of a state. lengthwise: 0 to 1. factor: float32
+    [hidden, hidden], a square root of the curvature, or None, where all directions count alike."""
 
     weights: Tensor
     typical: float
+    lengthwise: float = 1.0
     factor: Tensor | None = None
 
     def loss(self, error: Tensor, target: Tensor, first: int = 0) -> Tensor:
         """A scalar for error and target [b, s, hidden], float32, of the positions from `first` on. The mean is over
         whole sequences, so that those of parts add up."""
-        square = target.square().sum(-1, keepdim=True).clamp_min(1e-30)
-        share = (1 - (LONG * self.typical) ** 2 / square).clamp_min(0) / square
-        error = error - share * (error * target).sum(-1, keepdim=True) * target
+        if self.lengthwise < 1:
+            square = target.square().sum(-1, keepdim=True).clamp_min(1e-30)
+            away = (1 - self.lengthwise**0.5) * (1 - (LONG * self.typical) ** 2 / square).clamp_min(0) / square
+            error = error - away * (error * target).sum(-1, keepdim=True) * target
         if self.factor is not None:
             error = error @ self.factor
         by_token = error.square().mean((0, 2))
