@@ -1,10 +1,10 @@
 """What the tuner does to every weight in every iteration: from latents to weights, and from gradients to latents.
 
 A latent is a code before it is rounded: a float32 in [-0.499, top + 0.499], `top` being the highest code. The weight is
-scale * values[round(latent)] - shift, `values` being the grid in ascending order, scale and shift those of the weight's
-group. Through the rounding the gradient passes unchanged, so a sign step on the rounding offset is a sign step on the
-latent (SignRound, arXiv 2309.05516), and the two passes over the weights below are all that tuning costs beside the
-block's own forward and backward pass.
+(scale * values[round(latent)] - shift) * factor, `values` being the grid in ascending order, scale and shift those of
+the weight's group, factor that of the whole matrix (NVFP4's global scale, else 1). Through the rounding the gradient
+passes unchanged, so a sign step on the rounding offset is a sign step on the latent (SignRound, arXiv 2309.05516), and
+the two passes over the weights below are all that tuning costs beside the block's own forward and backward pass.
 
 Arrays are flat, C-contiguous float32 and begin with a group's first weight; `group` weights share a scale. Any run of
 whole groups may be given to any thread.
@@ -27,12 +27,12 @@ LANE = np.arange(LANES).astype(np.float32)
 
 
 @kernel
-def dequantise(latents: Any, scale: Any, shift: Any, group: Any, values: Any, out: Any) -> None:
-    """out = scale * values[round(latent)] - shift."""
+def dequantise(latents: Any, scale: Any, shift: Any, group: Any, values: Any, factor: Any, out: Any) -> None:
+    """out = (scale * values[round(latent)] - shift) * factor."""
     for g in range(scale.size):
         s, m = scale[g], shift[g]
         for i in range(g * group, (g + 1) * group):
-            out[i] = s * values[np.int32(latents[i] + HALF)] - m
+            out[i] = (s * values[np.int32(latents[i] + HALF)] - m) * factor
 
 
 @kernel
@@ -49,8 +49,8 @@ def step(
     by_shift: Any,
 ) -> None:
     """One sign step of size `rate`, in codes, against the gradient by the weights, which `dequantise` gave; latents
-    change in place. by_scale and by_shift get the loss's derivatives by each group's scale and shift. Where a scale is
-    zero nothing moves."""
+    change in place. by_scale and by_shift get the loss's derivatives by each group's scale and shift; with a factor
+    shifts must be zero, and by_shift lacks the factor. Where a scale is zero nothing moves."""
     edge = np.float32(top) + EDGE
     if group == LANES // 2 and scale.size % 2 == 0:
         for g in range(0, scale.size, 2):
