@@ -33,7 +33,7 @@ from ggufround.planning import Options, Plan, build, slabs
 from ggufround.preflight import Run, check_disk, check_paths, workers
 from ggufround.resuming import drop_damaged, fingerprint, journal_beside, may_resume
 from ggufround.slab_work import Work, absmax_slab, convert_slab, expert_of, read_weights, workspaces
-from ggufround.tuning_log import TuningLog
+from ggufround.tuning_log import TuningLog, log_beside
 from ggufround_kernels.microfloat import nvfp4_global_scale
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def carry_out(
 ) -> Report:
     """Checks what can fail cheaply, then tunes, converts, verifies and names the files."""
     clock = _Clock(started)
-    check_paths(plan, layouts)
+    check_paths(plan, layouts, (log_beside(layouts),) if tuning else ())
     parts = tuple(slabs(plan))
     threads = workers(plan, parts, run)
     identity = fingerprint(plan, layouts)
@@ -207,14 +207,14 @@ def _tune_and_convert(
         return read_weights(work, sink, name, first, count)
 
     driver = Driver(work.plan, target, tuning, work.reader, work.scales)
-    log = TuningLog(work.sinks[0].layout.files[0].path, append=bool(journal.done))
+    log = TuningLog(log_beside((sink.layout,)), append=bool(journal.done))
     for stage in driver.stages(finished, read_back, progress or (lambda phase, done, total: None)):
         work.rounded.update(stage.rounded)
         work.importance.update(stage.importance)
+        log.add(stage.name, stage.losses)
         _convert(work, [i for name in stage.outputs for i in slabs_of[name]], journal, threads, None)
         work.rounded.clear()
         work.importance.clear()
-        log.add(stage.name, stage.losses)
     return driver.notes
 
 

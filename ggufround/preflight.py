@@ -14,6 +14,7 @@ from ggufround.formats.gguf import Layout
 from ggufround.planning import Plan, Slab, rows_of
 from ggufround.resuming import journal_beside
 
+OURS = (".gguf", ".partial", ".journal", ".gguf.tuning.jsonl")  # ends of names that a run may have left
 WORKSPACE_EXTRA = 2 << 20  # bytes a thread needs beside its buffers: kernel scratch, stacks
 COMPILER = 90 << 20  # bytes that loading or compiling the kernels may add
 START = 1.0  # seconds until the first weight is read
@@ -36,13 +37,14 @@ class Run:
     fresh: bool = False
 
 
-def check_paths(plan: Plan, layouts: tuple[Layout, ...]) -> None:
-    """Raises UsageError for an output that is the source, a folder or device, or in no writable folder."""
+def check_paths(plan: Plan, layouts: tuple[Layout, ...], more: tuple[Path, ...] = ()) -> None:
+    """Raises UsageError for an output that is the source, a folder or device, or in no writable folder. `more`: what
+    else will be written."""
     sources = _sources(plan)
     journal = journal_beside(layouts)
     for file in (f for layout in layouts for f in layout.files):
         folder = file.path.parent
-        for path in (file.path, file.partial, journal):
+        for path in (file.path, file.partial, journal, *more):
             if path.resolve() in sources or (path.exists() and any(os.path.samefile(path, s) for s in sources)):
                 raise UsageError(f"OUT {path} is a file of the model itself or its imatrix; choose another name")
             if path.is_dir():
@@ -60,7 +62,7 @@ def _sources(plan: Plan) -> set[Path]:
     checkpoint = plan.checkpoint
     found = {t.path for t in checkpoint.tensors.values()} | set(checkpoint.files.values())
     if checkpoint.root.is_dir():
-        found |= {p for p in checkpoint.root.iterdir() if p.suffix not in (".gguf", ".partial", ".journal")}
+        found |= {p for p in checkpoint.root.iterdir() if not p.name.endswith(OURS)}
     if plan.importance is not None and plan.importance.path is not None:
         found.add(plan.importance.path)
     return {p.resolve() for p in found if p.exists()}

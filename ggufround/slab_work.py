@@ -148,13 +148,13 @@ def _packed(
     kind = target.types[output.name]
     rows = buffer[: slab.rows * kind.row_bytes(output.shape[-1])].reshape(slab.rows, -1)
     expert = expert_of(output, slab)
+    if output.name in target.scaled:
+        weights = weights / work.scales[output.name][expert]
     if output.name in work.rounded:
         assert kind.pack is not None
         kind.pack(work.rounded[output.name].part(slice(slab.first, slab.first + slab.rows)), rows)
-        return rows.reshape(-1)
-    if output.name in target.scaled:
-        weights = weights / work.scales[output.name][expert]
-    kind.quantize(weights, _importance(work, output, expert), work.plan.recipe.search, rows)
+    else:
+        kind.quantize(weights, _importance(work, output, expert), work.plan.recipe.search, rows)
     largest = absmax(weights)
     if largest > LARGE:
         _check_held(output, kind, rows, largest)

@@ -172,8 +172,6 @@ def _pieces(
     assert rows % granule == 0, rule
     matrices = 1 if len(expected) == 2 else expected[0]
     shape = (*expected[:-2], rows, expected[-1])
-    if n == 1:
-        return (Piece(ref, 0, matrices * rows, granule, via),), shape
     starts = (matrix * expected[-2] + k * rows for matrix in range(matrices))
     return tuple(Piece(ref, start, rows, granule, via) for start in starts), shape
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 wrong usage or input, 1 anything else.
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from typing import Annotated
@@ -50,6 +51,7 @@ def main() -> None:
     """The `ggufround` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would burn the time of busy cores waiting
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: say that the work is kept
     try:
         app()

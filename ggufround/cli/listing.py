@@ -60,13 +60,13 @@ def _architectures() -> tuple[tuple[str, ...], Rows]:
 def _devices() -> tuple[tuple[str, ...], Rows]:
     """What --device takes, and what torch makes of each here. Raises MissingExtraError without torch."""
     require_extra()
-    from ggufround.tune import device as devices
+    from ggufround.tune.device import KINDS, choose, describe, fast_bfloat16
 
     rows: Rows = []
-    for name in devices.KINDS:
+    for name in KINDS:
         try:
-            found = devices.choose(name)
-            rows.append((name, "yes", devices.describe(found, devices.fast_bfloat16(found))))
+            found = choose(name)
+            rows.append((name, "yes", describe(found, fast_bfloat16(found))))
         except UsageError as error:
             rows.append((name, "no", str(error)))
     return ("device", "usable", "what it is"), rows

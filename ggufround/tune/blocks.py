@@ -76,7 +76,8 @@ class Scene:
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean losses by the metric. `kept` is False where the held-out loss rose and the untuned rounding stays."""
+    """Mean losses by the metric: of the first batch before its step, and of the last eighth of the batches; of what was
+    held out. `kept` is False where the held-out loss rose and the untuned rounding stays."""
 
     before: float
     after: float
@@ -107,8 +108,9 @@ def tune_block(scene: Scene, units: Sequence[Unit], recipe: Recipe, tick: Callab
             rates = Rates(rate * left, recipe.scale_rate * left, recipe.d_rate * left)
 
             def move(unit: Unit, rates: Rates = rates) -> None:
-                unit.latents.step(unit.gradient(), rates)
-                unit.latents.refresh()
+                if unit.parameter.grad is not None:  # None for an expert that no token of the batch was sent to
+                    unit.latents.step(unit.gradient(), rates)
+                    unit.latents.refresh()
 
             list(pool.map(move, units))
             for parameter in parameters:
@@ -119,7 +121,7 @@ def tune_block(scene: Scene, units: Sequence[Unit], recipe: Recipe, tick: Callab
     held_after = mean_loss(scene, held)
     share = max(1, len(losses) // 8)
     return Losses(
-        before=sum(losses[:share]) / share if losses else held_before,
+        before=losses[0] if losses else held_before,
         after=sum(losses[-share:]) / share if losses else held_after,
         held_out_before=held_before if scene.held_out else None,
         held_out_after=held_after if scene.held_out else None,

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ggufround.errors import InputError
 from ggufround.tune import device as devices
 from ggufround.tune.activations import Activations, runs
 from ggufround.tune.metric import Metric, square_root
@@ -87,7 +88,9 @@ def measure(
             module = skeleton.load(i, read)
             for run in runs(count, 1):
                 with torch.inference_mode(), devices.mixed(device, amp):
-                    states[i + 1].put(run, skeleton.run(i, module, states[i].get(run).to(device)).float())
+                    out = skeleton.run(i, module, states[i].get(run).to(device)).float()
+                check_finite(out, i, amp)
+                states[i + 1].put(run, out)
             skeleton.unload(i)
             tick(i + 1)
         skeleton.load_head(read)
@@ -101,6 +104,7 @@ def measure(
             along, across = 0.0, 0.0
             for run in runs(count, 1):
                 slope = slopes.get(run)
+                check_finite(slope, i, amp)
                 squares[i] += slope.double().square().sum((0, 2)).numpy()
                 outer += slope[0].T @ slope[0]
                 state = states[i + 1].get(run)
@@ -124,6 +128,15 @@ def measure(
         for activations in (*states, slopes):
             activations.close()
     return Curvature(_by_class(squares), lengthwise, directions)
+
+
+def check_finite(values: Tensor, i: int, amp: bool) -> None:
+    """Raises InputError where block i gives NaN or infinity."""
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(
+            f"block {i} of the model gives NaN or infinity on the calibration text; its weights are damaged or need "
+            f"more than {'bfloat16' if amp else 'float32'}. Finished blocks are kept"
+        )
 
 
 def typical_length(states: Activations) -> float:

@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ggufround.checkpoint.reading import Reader
-from ggufround.errors import InputError
 from ggufround.planning import Plan, Target
 from ggufround.quants.grids import GRIDS
 from ggufround.tune import device as devices
 from ggufround.tune.activations import Activations, runs
 from ggufround.tune.blocks import Losses, Pair, Scene, Unit, micro_batch, tune_block
-from ggufround.tune.curvature import Curvature, measure, typical_length
+from ggufround.tune.curvature import Curvature, check_finite, measure, typical_length
 from ggufround.tune.importance import Squares, collecting, destinations, importance_from, unreached
 from ggufround.tune.latents import Latents
 from ggufround.tune.metric import Metric
@@ -197,11 +196,7 @@ class Driver:
             hidden = chain.get(run).to(self.device)
             with devices.mixed(self.device, self.amp):
                 out = self.skeleton.run(i, module, hidden).float()
-            if not bool(torch.isfinite(out).all()):
-                raise InputError(
-                    f"block {i} of the model gives NaN or infinity on the calibration text; its weights are damaged or "
-                    f"need more than {'bfloat16' if self.amp else 'float32'}. Finished blocks are kept"
-                )
+            check_finite(out, i, self.amp)
             chain.put(run, out)
 
     def _tuned(
