@@ -151,7 +151,7 @@ def mean_loss(scene: Scene, numbers: Sequence[int]) -> float:
     with torch.no_grad():
         for run in runs(len(numbers), micro_batch(scene.sequences.inputs.shape[1])):
             part = [numbers[k] for k in run]
-            total += float(scene.metric.loss(*_error(scene, scene.sequences, part))) * len(part)
+            total += float(scene.metric.loss(_error(scene, scene.sequences, part))) * len(part)
     return total / len(numbers)
 
 
@@ -161,12 +161,12 @@ def _descend(scene: Scene, batch: Sequence[int], anchors: Sequence[int]) -> floa
     first = 1 if anchors else 0
     for run in runs(len(batch), micro_batch(scene.sequences.inputs.shape[1])):
         part = [batch[k] for k in run]
-        error, target = _error(scene, scene.sequences, part)
-        loss = scene.metric.loss(error[:, first:], target[:, first:], first) * (len(part) / len(batch))
+        error = _error(scene, scene.sequences, part)[:, first:]
+        loss = scene.metric.loss(error, first) * (len(part) / len(batch))
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     if anchors and scene.anchors:
-        loss = scene.metric.loss(*_error(scene, scene.anchors, anchors))
+        loss = scene.metric.loss(_error(scene, scene.anchors, anchors))
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     if not total < float("inf"):
@@ -177,9 +177,8 @@ def _descend(scene: Scene, batch: Sequence[int], anchors: Sequence[int]) -> floa
     return total
 
 
-def _error(scene: Scene, pair: Pair, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """What the block makes of the quantised chain less what it should be, and that: float32 [b, s, hidden] each."""
+def _error(scene: Scene, pair: Pair, numbers: Sequence[int]) -> Tensor:
+    """What the block makes of the quantised chain less what it should be: float32 [b, s, hidden]."""
     with mixed(scene.device, scene.amp):
         out = scene.forward(pair.inputs.get(numbers).to(scene.device))
-    target = pair.targets.get(numbers).to(scene.device)
-    return out.float() - target, target
+    return out.float() - pair.targets.get(numbers).to(scene.device)

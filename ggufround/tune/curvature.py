@@ -2,11 +2,10 @@
 
 Second-order theory says that a small error e of a hidden state costs the model e^T F e / 2 of its KL divergence, where
 F = E[g g^T] over gradients g of its loss by that state, the labels being drawn from the model itself (the Fisher
-matrix). It is taken apart into what a position weighs, which directions count, and whether the length of an unusually
-long state does. Early tokens are read by all later ones. The "attention sinks" that many models keep at the first
-position have states a hundred times as long as any other, and in a plain mean of squares their errors drown all others,
-though they matter no more: most of that error is along the state, and a norm takes it out - unless a later block takes
-the sink away again by subtracting what it should be.
+matrix). It is taken apart into what a position weighs and which directions count. Early tokens are read by all later
+ones; the "attention sinks" that many models keep at the first position have states a hundred times as long as any
+other, and in a plain mean of squares their errors drown all others, though they matter no more. And a few directions of
+the hidden state carry most of what the model says next.
 
 The pass goes forward once, keeping the states between the blocks in a file where memory does not hold them, and back
 once, block by block; no more than one block is in memory.
@@ -30,7 +29,6 @@ from ggufround.tune.metric import Metric, square_root
 from ggufround.tune.skeleton import Skeleton
 from ggufround.tune.weights import ReadRows, ReadTensor
 
-LONG = 4.0  # times the median length: from here on a state is far longer than the others
 SLAB = 8192  # rows of the output matrix at a time
 ReadSlab = Callable[[int, int], Tensor]  # rows [first, last) of the output matrix, float32
 
@@ -45,18 +43,16 @@ def edges(tokens: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """weights: float32 [blocks, tokens], what each position weighs in each block's loss, 1 on average. lengthwise:
-    float32 [blocks], the curvature along states that are far longer than the median, as a part of that across them; 1
-    where there are none. directions: [blocks, hidden, hidden], for each block the sum of g g^T over all tokens."""
+    """weights: float32 [blocks, tokens], what each position weighs in each block's loss, 1 on average. directions:
+    [blocks, hidden, hidden], for each block the sum of g g^T over all tokens."""
 
     weights: NDArray[np.float32]
-    lengthwise: NDArray[np.float32]
     directions: Activations
 
-    def metric(self, i: int, typical: float, device: torch.device) -> Metric:
-        """Of block i, whose states have the length `typical`."""
+    def metric(self, i: int, device: torch.device) -> Metric:
+        """Of block i."""
         factor = square_root(self.directions.get([i])[0]).to(device)
-        return Metric(torch.from_numpy(self.weights[i]).to(device), typical, float(self.lengthwise[i]), factor)
+        return Metric(torch.from_numpy(self.weights[i]).to(device), factor)
 
     def close(self) -> None:
         self.directions.close()
@@ -79,7 +75,7 @@ def measure(
     device = skeleton.device
     states = [Activations(shape, folder) for _ in range(skeleton.blocks + 1)]  # before each block and after the last
     slopes = Activations(shape, folder)
-    squares, lengthwise = np.zeros((skeleton.blocks, tokens)), np.ones(skeleton.blocks, np.float32)
+    squares = np.zeros((skeleton.blocks, tokens))
     directions = Activations((skeleton.blocks, skeleton.hidden, skeleton.hidden), folder)
     try:
         for run in runs(count, 1):
@@ -100,18 +96,11 @@ def measure(
         for i in reversed(range(skeleton.blocks)):
             module = skeleton.load(i, read)
             outer = torch.zeros(skeleton.hidden, skeleton.hidden)
-            long = LONG * typical_length(states[i + 1])
-            along, across = 0.0, 0.0
             for run in runs(count, 1):
                 slope = slopes.get(run)
                 check_finite(slope, i, amp)
                 squares[i] += slope.double().square().sum((0, 2)).numpy()
                 outer += slope[0].T @ slope[0]
-                state = states[i + 1].get(run)
-                lengths = torch.linalg.vector_norm(state, dim=-1)
-                far = lengths > long
-                along += float((((slope * state).sum(-1) / lengths.clamp_min(1e-30))[far] ** 2).sum())
-                across += float((slope[far] ** 2).sum()) / skeleton.hidden
                 if i == 0:
                     continue
                 hidden = states[i].get(run).to(device).requires_grad_(True)
@@ -120,14 +109,13 @@ def measure(
                 (back,) = torch.autograd.grad(out, hidden, slope.to(device))
                 slopes.put(run, back)
             directions.put([i], outer[None])
-            lengthwise[i] = min(1.0, along / across) if across > 0 else 1.0
             skeleton.unload(i)
             states[i + 1].close()
             tick(2 * skeleton.blocks - i)
     finally:
         for activations in (*states, slopes):
             activations.close()
-    return Curvature(_by_class(squares), lengthwise, directions)
+    return Curvature(_by_class(squares), directions)
 
 
 def check_finite(values: Tensor, i: int, amp: bool) -> None:
@@ -137,12 +125,6 @@ def check_finite(values: Tensor, i: int, amp: bool) -> None:
             f"block {i} of the model gives NaN or infinity on the calibration text; its weights are damaged or need "
             f"more than {'bfloat16' if amp else 'float32'}. Finished blocks are kept"
         )
-
-
-def typical_length(states: Activations) -> float:
-    """The median length of a hidden state."""
-    lengths = [torch.linalg.vector_norm(states.get(run), dim=-1).flatten() for run in runs(states.shape[0], 4)]
-    return float(torch.cat(lengths).median())
 
 
 def _by_class(squares: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ from ggufround.quants.grids import GRIDS
 from ggufround.tune import device as devices
 from ggufround.tune.activations import Activations, runs
 from ggufround.tune.blocks import Losses, Pair, Scene, Unit, micro_batch, tune_block
-from ggufround.tune.curvature import Curvature, check_finite, measure, typical_length
+from ggufround.tune.curvature import Curvature, check_finite, measure
 from ggufround.tune.importance import Squares, collecting, destinations, importance_from, unreached
 from ggufround.tune.latents import Latents
 from ggufround.tune.metric import Metric
@@ -211,7 +211,6 @@ class Driver:
     ) -> Stage:
         started = time.perf_counter()
         units = self._units(i, module, importance)
-        typical = typical_length(chains[0].full)
         scene = Scene(
             name=f"blk.{i}",
             forward=lambda hidden: self.skeleton.run(i, module, hidden),
@@ -219,9 +218,9 @@ class Driver:
             anchors=None if chains[1] is None else chains[1].pair(),
             training=self.training,
             held_out=self.held_out,
-            metric=curvature.metric(i, typical, self.device)
+            metric=curvature.metric(i, self.device)
             if curvature
-            else Metric(torch.ones(self.ids.shape[1], device=self.device), typical),
+            else Metric(torch.ones(self.ids.shape[1], device=self.device)),
             device=self.device,
             amp=self.amp,
             seed=self.seed * 100003 + i,

@@ -3,8 +3,8 @@
 loss = mean over tokens of weight(position) * |error @ factor|^2 / hidden. Weight and factor come from the gradients of
 the model's loss (`curvature`): how much positions differ, and how much directions.
 
-Of the error of states far longer than the others, the attention sinks, the part along the state weighs `lengthwise`: in
-most blocks their length makes no difference to anything.
+Discounting, besides, the part of an error along an attention sink's own state, which a norm takes out, did not pay:
+some blocks take the sink away again by subtracting what it should be.
 """
 
 from __future__ import annotations
@@ -14,27 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LONG = 1.5  # times the typical length: from here on the error along the state counts less and less
 FLOOR = 0.1  # of the mean curvature: what a direction weighs that no gradient was seen in
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """weights: float32 [tokens], 1 on average. typical: median length of a state. lengthwise: 0 to 1. factor: float32
-    [hidden, hidden], a square root of the curvature, or None, where all directions count alike."""
+    """weights: float32 [tokens], 1 on average. factor: float32 [hidden, hidden], a square root of the curvature, or
+    None, where all directions count alike."""
 
     weights: Tensor
-    typical: float
-    lengthwise: float = 1.0
     factor: Tensor | None = None
 
-    def loss(self, error: Tensor, target: Tensor, first: int = 0) -> Tensor:
-        """A scalar for error and target [b, s, hidden], float32, of the positions from `first` on. The mean is over
-        whole sequences, so that those of parts add up."""
-        if self.lengthwise < 1:
-            square = target.square().sum(-1, keepdim=True).clamp_min(1e-30)
-            away = (1 - self.lengthwise**0.5) * (1 - (LONG * self.typical) ** 2 / square).clamp_min(0) / square
-            error = error - away * (error * target).sum(-1, keepdim=True) * target
+    def loss(self, error: Tensor, first: int = 0) -> Tensor:
+        """A scalar for an error [b, s, hidden], float32, of the positions from `first` on. The mean is over whole
+        sequences, so that those of parts add up."""
         if self.factor is not None:
             error = error @ self.factor
         by_token = error.square().mean((0, 2))

@@ -16,8 +16,7 @@ from ggufround.checkpoint.reading import Reader
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from ggufround.tune import curvature as module  # noqa: E402
-from ggufround.tune.activations import Activations  # noqa: E402
-from ggufround.tune.curvature import edges, measure, typical_length  # noqa: E402
+from ggufround.tune.curvature import edges, measure  # noqa: E402
 from ggufround.tune.skeleton import Skeleton  # noqa: E402
 from ggufround.tune.weights import source_weights  # noqa: E402
 
@@ -104,7 +103,6 @@ def test_it_is_the_same_for_the_same_seed_and_wherever_states_lie(tmp_path: Path
     first, second = measured(tmp_path / "a"), measured(tmp_path / "b", folder=tmp_path)
     other = measured(tmp_path / "c", seed=2)
     assert np.array_equal(first.weights, second.weights)
-    assert np.array_equal(first.lengthwise, second.lengthwise)
     assert torch.equal(first.directions.get([0]), second.directions.get([0]))
     assert not np.array_equal(first.weights, other.weights)
 
@@ -112,9 +110,3 @@ def test_it_is_the_same_for_the_same_seed_and_wherever_states_lie(tmp_path: Path
 def test_positions_are_taken_together_in_classes_that_double() -> None:
     assert edges(10) == [0, 1, 2, 4, 8, 10]
     assert edges(1) == [0, 1]
-
-
-def test_the_typical_length_is_the_median() -> None:
-    states = Activations((3, 1, 2))
-    states.put([0, 1, 2], torch.tensor([[[3.0, 4.0]], [[0.0, 1.0]], [[600.0, 800.0]]]))
-    assert typical_length(states) == 5.0
