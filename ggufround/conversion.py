@@ -206,15 +206,19 @@ def _tune_and_convert(
     def read_back(name: str, first: int, count: int) -> NDArray[np.float32]:
         return read_weights(work, sink, name, first, count)
 
+    untuned: list[str] = []
     driver = Driver(work.plan, target, tuning, work.reader, work.scales)
     log = TuningLog(log_beside((sink.layout,)), append=bool(journal.done))
     for stage in driver.stages(finished, read_back, progress or (lambda phase, done, total: None)):
         work.rounded.update(stage.rounded)
         work.importance.update(stage.importance)
         log.add(stage.name, stage.losses)
+        untuned += [stage.name] if stage.losses and not stage.losses.kept else []
         _convert(work, [i for name in stage.outputs for i in slabs_of[name]], journal, threads, None)
         work.rounded.clear()
         work.importance.clear()
+    if untuned:
+        return (*driver.notes, f"{len(untuned)} blocks keep the untuned rounding, since their held-out loss rose")
     return driver.notes
 
 

@@ -114,7 +114,7 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
     calibrated = options.calibrated or chosen.iterations > 0
     if calibrated and options.imatrix:
         raise UsageError(
-            f"--imatrix and {'--calib' if options.calibrated else f'the recipe {chosen.name}'} both give importance; "
+            f"--imatrix and {f'the recipe {chosen.name}' if chosen.iterations else '--calib'} both give importance; "
             f"leave one of them out"
         )
     mixes = _mixes(options.types)

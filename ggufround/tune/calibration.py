@@ -23,6 +23,7 @@ from ggufround.tune.text_tokens import TextTokenizer, open_tokenizer
 
 SHORTEST = 256  # tokens that calibration needs at the least, and the length that sequences are not cut below
 FEW = 8  # sequences; with fewer, shorter ones are made
+SEEDS = 1 << 31  # what every generator takes
 MOST = 1 << 25  # tokens; they are all in memory
 _MARGIN = 256  # tokens at the end of a cut text, which might have been others had it gone on
 _BYTES_PER_TOKEN = 8
@@ -112,7 +113,7 @@ def load_calibration(options: CalibrationOptions, checkpoint: Checkpoint, vocab:
     if len(pools) > 1:
         notes += _shares(pools, counts)
     notes.append(
-        f"{len(cut)} sequences of {seqlen} tokens, {distinct:,} of them distinct; "
+        f"calibration on {_names(sources)}: {len(cut)} sequences of {seqlen} tokens, {distinct:,} of them distinct; "
         f"{len(held) or 'none'} of the sequences {'is' if len(held) == 1 else 'are'} held out"
     )
     return Calibration(ids, held_out, _digest(ids, held_out), _names(sources), distinct, tuple(notes))
@@ -125,6 +126,8 @@ def _check(options: CalibrationOptions) -> None:
                 f"{options.samples} samples of {options.seqlen} tokens: {name} must be at least {least}, and both "
                 f"together no more than {MOST:,} tokens"
             )
+    if not 0 <= options.seed < SEEDS:
+        raise UsageError(f"the seed must be from 0 to {SEEDS - 1:,}, not {options.seed}")
     if not 0 <= options.holdout <= 0.5:
         raise UsageError(f"the held-out part must be from 0 to 0.5, not {options.holdout}")
 

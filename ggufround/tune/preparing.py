@@ -71,14 +71,9 @@ def prepare(plan: Plan, texts: CalibrationOptions, settings: Settings) -> tuple[
             )
     metadata = _provenance(plan.recipe, texts, calibration, devices.describe(device, amp))
     targets = tuple(replace(t, metadata={**t.metadata, **metadata}) for t in plan.targets)
-    count, tokens = calibration.ids.shape
-    notes = (
-        *plan.notes,
-        *calibration.notes,
-        f"calibration: {calibration.name}, {calibration.distinct_tokens:,} distinct tokens, {count} sequences of "
-        f"{tokens} and {len(calibration.held_out)} held out",
+    return replace(plan, targets=targets, notes=(*plan.notes, *calibration.notes)), Tuning(
+        calibration, settings, skeleton, amp, texts.seed
     )
-    return replace(plan, targets=targets, notes=notes), Tuning(calibration, settings, skeleton, amp, texts.seed)
 
 
 def block_memory(skeleton: Skeleton, tokens: int, recipe: Recipe) -> int:

@@ -79,7 +79,7 @@ def test_a_tuned_file_says_how_it_was_made_and_passes_verify(run: Any, llama: Pa
     assert ran.code == 0
     assert str(out) in ran.out
     assert "peak memory" in ran.out
-    assert f"note: calibration: {text.name}, 128 distinct tokens" in ran.err
+    assert f"note: calibration on {text.name}: 4 sequences of 32 tokens, 128 of them distinct" in ran.err
     said = json.loads(run("inspect", out, "--json").out)["metadata"]
     assert said["ggufround.recipe"] == "light"
     assert said["ggufround.calibration.name"] == text.name

@@ -97,6 +97,12 @@ def test_the_same_options_give_the_same_ids_and_digest_and_others_give_others(gp
 # Plain text
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 31, 10**20])
+def test_a_seed_that_no_generator_takes_is_refused(gpt2: Checkpoint, seed: int) -> None:
+    with pytest.raises(UsageError, match="seed must be from 0"):
+        load(gpt2, seed=seed)
+
+
 def test_the_sequences_of_a_plain_text_are_its_first_chunks_in_order(gpt2: Checkpoint, scratch: Path) -> None:
     path = text_file(scratch / "plain.txt")
     tokens = encoder(gpt2)(TEXT)
