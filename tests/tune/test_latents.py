@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,14 +53,6 @@ for bits, group, sym in ((2, 64, True), (4, 128, True), (8, 24, True), (2, 32, F
 
 each_type = pytest.mark.parametrize("name", TYPES)
 N = 768  # a multiple of every block, and of 24
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def bell(rows: int = 6, seed: int = 0) -> F32:
