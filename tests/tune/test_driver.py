@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,8 @@ each_pair = pytest.mark.parametrize(("name", "kind"), PAIRS)
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ggufround.tune.device.fast_bfloat16", lambda device: False)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

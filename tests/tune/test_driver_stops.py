@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,8 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ggufround.tune.device.fast_bfloat16", lambda device: False)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
