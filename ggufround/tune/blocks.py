@@ -151,7 +151,7 @@ def mean_loss(scene: Scene, numbers: Sequence[int]) -> float:
     with torch.no_grad():
         for run in runs(len(numbers), micro_batch(scene.sequences.inputs.shape[1])):
             part = [numbers[k] for k in run]
-            total += float(scene.metric.loss(_error(scene, scene.sequences, part))) * len(part)
+            total += float(scene.metric.loss(_error(scene, scene.sequences, part))[0]) * len(part)
     return total / len(numbers)
 
 
@@ -161,20 +161,23 @@ def _descend(scene: Scene, batch: Sequence[int], anchors: Sequence[int]) -> floa
     first = 1 if anchors else 0
     for run in runs(len(batch), micro_batch(scene.sequences.inputs.shape[1])):
         part = [batch[k] for k in run]
-        error = _error(scene, scene.sequences, part)[:, first:]
-        loss = scene.metric.loss(error, first) * (len(part) / len(batch))
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+        total += _pull_back(scene, _error(scene, scene.sequences, part)[:, first:], first, len(part) / len(batch))
     if anchors and scene.anchors:
-        loss = scene.metric.loss(_error(scene, scene.anchors, anchors))
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+        total += _pull_back(scene, _error(scene, scene.anchors, anchors), 0, 1)
     if not total < float("inf"):
         raise InputError(
             f"{scene.name}: the loss became {total}; its weights or activations hold NaN or infinity, or a type is too "
             f"coarse for them. Finished blocks are kept; another --tensor-type for this block may help"
         )
     return total
+
+
+def _pull_back(scene: Scene, error: Tensor, first: int, share: float) -> float:
+    """Adds `share` of the gradient of the error's loss to the parameters'; returns as much of the loss."""
+    with mixed(scene.device, scene.amp):
+        loss, slope = scene.metric.loss(error, first)
+    error.backward(slope * share)  # type: ignore[no-untyped-call]
+    return float(loss) * share
 
 
 def _error(scene: Scene, pair: Pair, numbers: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError, UnsupportedError
+from ggufround.tune.attention import register
 from ggufround.tune.extra import require_extra
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def build(checkpoint: Checkpoint) -> PreTrainedModel:
     _check_size(config, checkpoint)
     network: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     classes: Any = AutoModelForCausalLM
-    attention = "sdpa" if network._supports_sdpa else "eager"  # Gemma 2 caps its scores, which sdpa cannot
+    attention = register() if network._supports_sdpa else "eager"  # Gemma 2 caps its scores, which sdpa cannot
     try:
         with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
             model = classes.from_config(

@@ -25,7 +25,7 @@ from torch import Tensor
 from ggufround.errors import InputError
 from ggufround.tune import device as devices
 from ggufround.tune.activations import Activations, runs
-from ggufround.tune.metric import Metric, square_root
+from ggufround.tune.metric import Metric, lifted
 from ggufround.tune.skeleton import Skeleton
 from ggufround.tune.weights import ReadRows, ReadTensor
 
@@ -51,8 +51,8 @@ class Curvature:
 
     def metric(self, i: int, device: torch.device) -> Metric:
         """Of block i."""
-        factor = square_root(self.directions.get([i])[0]).to(device)
-        return Metric(torch.from_numpy(self.weights[i]).to(device), factor)
+        directions = lifted(self.directions.get([i])[0]).to(device)
+        return Metric(torch.from_numpy(self.weights[i]).to(device), directions)
 
     def close(self) -> None:
         self.directions.close()

@@ -1,7 +1,7 @@
 """What a difference at a block's output costs: an estimate of what the model's own loss minds of it.
 
-loss = mean over tokens of weight(position) * |error @ factor|^2 / hidden. Weight and factor come from the gradients of
-the model's loss (`curvature`): how much positions differ, and how much directions.
+loss = mean over tokens of weight(position) * error^T curvature error / hidden. Weights and curvature come from the
+gradients of the model's loss (`curvature`): how much positions differ, and how much directions.
 
 Discounting, besides, the part of an error along an attention sink's own state, which a norm takes out, did not pay:
 some blocks take the sink away again by subtracting what it should be.
@@ -19,26 +19,26 @@ FLOOR = 0.1  # of the mean curvature: what a direction weighs that no gradient w
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """weights: float32 [tokens], 1 on average. factor: float32 [hidden, hidden], a square root of the curvature, or
-    None, where all directions count alike."""
+    """weights: float32 [tokens], 1 on average. curvature: float32 [hidden, hidden], symmetric, or None, where all
+    directions count alike."""
 
     weights: Tensor
-    factor: Tensor | None = None
+    curvature: Tensor | None = None
 
-    def loss(self, error: Tensor, first: int = 0) -> Tensor:
-        """A scalar for an error [b, s, hidden], float32, of the positions from `first` on. The mean is over whole
-        sequences, so that those of parts add up."""
-        if self.factor is not None:
-            error = error @ self.factor
-        by_token = error.square().mean((0, 2))
-        found: Tensor = (by_token * self.weights[first : first + len(by_token)]).sum() / len(self.weights)
-        return found
+    def loss(self, error: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and its gradient for an error [b, s, hidden], float32, of the positions from `first` on.
+        The mean is over whole sequences, so that those of parts add up. Not differentiable: the product that gives the
+        loss gives the gradient too."""
+        error = error.detach()
+        pushed = error if self.curvature is None else (error @ self.curvature).float()
+        count = len(error) * error.shape[2] * len(self.weights)
+        weights = self.weights[first : first + error.shape[1], None] * (2 / count)
+        slope = pushed * weights
+        return (error * slope).sum() / 2, slope
 
 
-def square_root(curvature: Tensor) -> Tensor:
-    """The factor for a curvature sum g g^T, float32 [hidden, hidden]: scaled to a mean of 1 on the diagonal, with FLOOR
-    added in all directions."""
-    scaled = curvature.double() / curvature.diagonal().double().mean().clamp_min(1e-30)
-    lifted = scaled + FLOOR * torch.eye(len(curvature), dtype=torch.float64, device=curvature.device)
-    found: Tensor = torch.linalg.cholesky(lifted).float()
-    return found
+def lifted(curvature: Tensor) -> Tensor:
+    """For a curvature sum g g^T, float32 [hidden, hidden]: scaled to a mean of 1 on the diagonal, with FLOOR added in
+    all directions."""
+    scaled = curvature / curvature.diagonal().mean().clamp_min(1e-30)
+    return scaled + FLOOR * torch.eye(len(curvature), device=curvature.device)
