@@ -8,6 +8,11 @@ Where sequences begin with different tokens, the first position is trained on ma
 sequences ("anchors"): many models make an attention sink of whatever token comes first, and few examples would not
 tell how. The first position sees no other, so an anchor costs one token.
 
+A few columns keep the codes of the search: those that meet most of what a matrix is multiplied with, such as the one
+channel by which a block makes or unmakes an attention sink. There the search has put the weights where their error is
+least, and to flip any code costs more than all the others can make good; but as only the sign of a gradient counts, a
+step moves such a weight as far as any, whenever the little error that is left has the same sign for a while.
+
 The step falls linearly from `rate` to 0. With the rate at 1 / iterations a latent can move half a code in all: enough
 to round to the other side, not to leave its place.
 """
@@ -18,7 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ggufround.errors import InputError
@@ -30,23 +37,36 @@ from ggufround.tune.metric import Metric
 from ggufround.tune.segments import Segment
 from ggufround_kernels import Rounded
 
+F32 = NDArray[np.float32]
 MICRO_TOKENS = 1024  # of a forward and backward pass: larger ones are no faster, and take the memory
 ANCHORS = 64  # first tokens of an iteration
+FIXED_SHARE = 0.03  # of a matrix's importance, in one column: more and its codes are left alone,
+FIXED_TIMES = 16  # if it is also so many times the mean column's
 
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """A segment with its latents; `gradient` gives that of its weights after a backward pass."""
+    """A segment with its latents; `gradient` gives that of its weights after a backward pass. `fixed`: the columns that
+    keep the search's codes."""
 
     segment: Segment
     latents: Latents
     parameter: nn.Parameter
     start: Rounded
+    fixed: Tensor
 
     def gradient(self) -> Tensor:
         assert self.parameter.grad is not None, self.segment.parameter
         rows = self.parameter.grad.view(-1, self.parameter.shape[-1])
-        return rows[self.segment.first : self.segment.last]
+        return rows[self.segment.first : self.segment.last].index_fill_(1, self.fixed, 0)
+
+
+def fixed_columns(importance: F32 | None) -> Tensor:
+    """int64: the columns that have more than their share of the importance, [columns]."""
+    if importance is None:
+        return torch.empty(0, dtype=torch.long)
+    least = max(FIXED_SHARE, FIXED_TIMES / len(importance)) * float(importance.sum(dtype=np.float64))
+    return torch.from_numpy(np.flatnonzero(importance > least))
 
 
 @dataclass(frozen=True)
@@ -174,8 +194,7 @@ def _descend(scene: Scene, batch: Sequence[int], anchors: Sequence[int]) -> floa
 
 def _pull_back(scene: Scene, error: Tensor, first: int, share: float) -> float:
     """Adds `share` of the gradient of the error's loss to the parameters'; returns as much of the loss."""
-    with mixed(scene.device, scene.amp):
-        loss, slope = scene.metric.loss(error, first)
+    loss, slope = scene.metric.loss(error, first)
     error.backward(slope * share)  # type: ignore[no-untyped-call]
     return float(loss) * share
 

@@ -24,7 +24,7 @@ from ggufround.planning import Plan, Target
 from ggufround.quants.grids import GRIDS
 from ggufround.tune import device as devices
 from ggufround.tune.activations import Activations, runs
-from ggufround.tune.blocks import Losses, Pair, Scene, Unit, micro_batch, tune_block
+from ggufround.tune.blocks import Losses, Pair, Scene, Unit, fixed_columns, micro_batch, tune_block
 from ggufround.tune.curvature import Curvature, check_finite, measure
 from ggufround.tune.importance import Squares, collecting, destinations, importance_from, unreached
 from ggufround.tune.latents import Latents
@@ -242,9 +242,11 @@ class Driver:
             rows = parameter.data.view(-1, parameter.shape[-1])[segment.first : segment.last]
             factor = float(self.scales[segment.output][segment.matrix]) if segment.output in self.scales else 1.0
             entry = importance.get(segment.output)
+            weighing = None if entry is None else entry[segment.matrix]
             true = np.ascontiguousarray(rows.cpu().numpy() / np.float32(factor), np.float32)
-            start = kind.search(true, None if entry is None else entry[segment.matrix], self.recipe.search)
-            units.append(Unit(segment, Latents(GRIDS[kind.name], rows, start, factor), parameter, start))
+            start = kind.search(true, weighing, self.recipe.search)
+            fixed = fixed_columns(weighing).to(self.device)
+            units.append(Unit(segment, Latents(GRIDS[kind.name], rows, start, factor), parameter, start, fixed))
         return units
 
 

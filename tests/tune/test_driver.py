@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGUFReader, dequantize
 from numpy.typing import NDArray
 
 import tiny_models
@@ -28,7 +29,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from ggufround.tune import driver  # noqa: E402
 from ggufround.tune.activations import Activations  # noqa: E402
-from ggufround.tune.blocks import Pair, mean_loss  # noqa: E402
+from ggufround.tune.blocks import Pair, fixed_columns, mean_loss  # noqa: E402
 from ggufround.tune.calibration import load_calibration  # noqa: E402
 from ggufround.tune.imatrix import collect_importance, matrices_of  # noqa: E402
 from ggufround.tune.outputs import output_weights  # noqa: E402
@@ -76,6 +77,30 @@ def measured_again(scene: Any, model: Path, file: Path, numbers: list[int]) -> f
         module = skeleton.load(0, stored)
         again = replace(scene, forward=lambda x: skeleton.run(0, module, x), sequences=Pair(inputs, targets))
         return mean_loss(again, numbers)
+
+
+def weights_of(file: Path, name: str) -> NDArray[np.float32]:
+    (tensor,) = (t for t in GGUFReader(file).tensors if t.name == name)
+    found: NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
+    return found
+
+
+def test_a_column_that_is_most_of_the_input_keeps_the_codes_of_the_search(folder: Path, tmp_path: Path) -> None:
+    model = damaged(folder, tmp_path / "model", "model.layers.0.post_attention_layernorm.weight", put(12.0), "wide")
+    tune(model, tmp_path / "tuned.gguf")
+    tune(model, tmp_path / "searched.gguf", recipe="opt-rtn")
+    tuned, searched = (weights_of(tmp_path / f"{n}.gguf", "blk.0.ffn_up.weight") for n in ("tuned", "searched"))
+    np.testing.assert_array_equal(tuned[:, 7], searched[:, 7])
+    assert (tuned != searched).any()
+
+
+def test_a_column_is_fixed_for_more_than_its_share_of_the_importance() -> None:
+    importance = np.ones(1024, np.float32)
+    importance[[3, 9]] = 40, 20
+    assert fixed_columns(importance).tolist() == [3]
+    assert fixed_columns(np.ones(8, np.float32)).tolist() == []
+    assert fixed_columns(np.zeros(8, np.float32)).tolist() == []
+    assert fixed_columns(None).tolist() == []
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------

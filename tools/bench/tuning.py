@@ -91,6 +91,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
     common = {"model": options.model.resolve().name, "calibration": digest(options.calib)}
     common |= {"samples": options.samples, "seqlen": options.seqlen, "threads": options.threads}
     tuned = common | {"iters": options.iters, "batch": options.batch_size}
+    peer_tuned = tuned | {"batch": options.peer_batch_size}
     imatrix = ("--imatrix", str(importance(options)))
     for kind in options.types.split(","):
 
@@ -100,7 +101,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 
         def peer(iters: int, seed: int, *flags: str, kind: str = kind) -> tuple[str, ...]:
             script = (options.autoround_python or "", str(HERE / "peer_autoround.py"), str(options.model), "{folder}")
-            flags = (*flags, *few, "--iters", str(iters), "--batch-size", str(options.batch_size), *threads)
+            flags = (*flags, *few, "--iters", str(iters), "--batch-size", str(options.peer_batch_size), *threads)
             return (*script, str(options.calib), "--format", f"gguf:{kind}", "--seed", str(seed), *flags)
 
         if kind in NOT_OF_LLAMA or not options.peer_python:
@@ -119,7 +120,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
             more = tuned | {"flags": options.flags}
             yield Job(options.recipe, kind, "ggufround", ours(options.recipe, *flags), more, seed)
             if kind in OF_AUTOROUND:
-                yield Job(PEER, kind, PEER, peer(options.iters, seed, "--alg-ext"), tuned, seed)
+                yield Job(PEER, kind, PEER, peer(options.iters, seed, "--alg-ext"), peer_tuned, seed)
 
 
 @cache
@@ -310,8 +311,8 @@ def summary(made: list[Job], results: dict[str, Any], options: argparse.Namespac
         f"{model} on {first['chunks']} chunks of {first['context']} tokens of {texts[0]}, {first['tokens']:,} scored "
         f"({first['scored']}); reference perplexity {first['reference_perplexity']:.3f}; ± is the 95 % interval over "
         f"chunks. Calibrated on {options.samples} x {options.seqlen} tokens of {texts[1]}, {options.iters} iterations "
-        f"of {options.batch_size} sequences, {options.threads} threads, {platform.machine()} with {os.cpu_count()} "
-        f"cores. {tools}"
+        f"of {options.batch_size} sequences (auto-round: {options.peer_batch_size}), {options.threads} threads, "
+        f"{platform.machine()} with {os.cpu_count()} cores. {tools}"
     )
 
 
@@ -326,6 +327,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="light", help="of the tuned files; default: %(default)s")
     parser.add_argument("--iters", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--peer-batch-size", type=int, help="auto-round's; default: as --batch-size")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seqlen", type=int, default=512)
     parser.add_argument("--flags", default="", help="further flags for our tuned files, such as '--lr 0.03'")
@@ -335,11 +337,16 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, help="of the evaluated text; default: all")
     parser.add_argument("--all-positions", action="store_true", help="score all of a chunk, not its second half")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--show", action="store_true", help="make nothing: evaluate and show what is in --work")
     options = parser.parse_args()
+    options.peer_batch_size = options.peer_batch_size or options.batch_size
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     options.work.mkdir(parents=True, exist_ok=True)
-    prepare(options)
     wanted = list(jobs(options))
+    if options.show:
+        wanted = [job for job in wanted if (options.work / f"{job.name}.gguf").exists()]
+    else:
+        prepare(options)
     made = [job for job in wanted if make(job, options.work)]
     if not made:
         sys.exit("no file could be made")
