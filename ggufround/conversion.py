@@ -30,7 +30,7 @@ from ggufround.errors import OutputError, UsageError
 from ggufround.formats.gguf import GGUFSink, Layout, lay_out, remove, scale_name
 from ggufround.journal import Journal
 from ggufround.planning import Options, Plan, build, slabs
-from ggufround.preflight import Run, check_disk, check_paths, workers
+from ggufround.preflight import Run, check_disk, check_paths, check_threads, workers
 from ggufround.resuming import drop_damaged, fingerprint, journal_beside, may_resume
 from ggufround.slab_work import Work, absmax_slab, convert_slab, expert_of, read_weights, workspaces
 from ggufround.tuning_log import TuningLog, log_beside
@@ -97,8 +97,11 @@ def plan_all(
 ) -> tuple[Plan, Tuning | None]:
     """The plan, and where the model itself must be run for it (a tuned recipe, a calibration text) what that needs.
 
-    `folder`: where activations may lie that memory does not hold. Raises what `build` and `prepare` raise.
+    `folder`: where activations may lie that memory does not hold. Raises what `build` and `prepare` raise, and
+    UsageError for fewer than one thread.
     """
+    run = run or Run()
+    check_threads(run)
     if calibration is not None and not options.calibrated:
         options = replace(options, calibrated=True)
     plan = build(model, options)
@@ -112,7 +115,6 @@ def plan_all(
 
     if calibration is None:
         calibration = CalibrationOptions(samples=plan.recipe.samples, seqlen=plan.recipe.seqlen)
-    run = run or Run()
     return prepare(plan, calibration, Settings(device, None, run.threads, run.max_ram, folder))
 
 

@@ -102,13 +102,18 @@ def memory_needed(plan: Plan, slabs: tuple[Slab, ...], threads: int) -> int:
     return measure.resident_memory() + COMPILER + threads * each
 
 
+def check_threads(run: Run) -> None:
+    """Raises UsageError for fewer than one."""
+    if run.threads is not None and run.threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {run.threads}")
+
+
 def workers(plan: Plan, slabs: tuple[Slab, ...], run: Run) -> int:
     """Threads to use: as asked or one a core, fewer where --max-ram says so or there is less to do.
 
     Raises UsageError where not even one thread fits.
     """
-    if run.threads is not None and run.threads < 1:
-        raise UsageError(f"--threads must be at least 1, got {run.threads}")
+    check_threads(run)
     threads = min(run.threads or cores(), max(1, len(slabs)))
     if run.max_ram is None:
         return threads

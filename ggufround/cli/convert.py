@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ggufround.cli import show
 from ggufround.cli.values import Flags, Json, Model, takes_flags
 from ggufround.conversion import Report, carry_out, lay_out_all, plan_all
+from ggufround.errors import MissingExtraError
 from ggufround.formats.gguf import Layout
 from ggufround.planning import Plan, build, describe, slabs
 from ggufround.preflight import Run, check_disk, check_paths, expected_seconds, memory_needed, workers
+
+if TYPE_CHECKING:
+    from ggufround.tune.preparing import Tuning
 
 
 @takes_flags
@@ -29,8 +34,7 @@ def convert_command(
     run = flags.run(fresh)
     options, calibration = flags.options(), flags.calibration()
     if dry_run:
-        plan = build(model, options)
-        _show_plan(plan, lay_out_all(plan, out, run.split_max_size), run, json)
+        _show_plan(*_planned(model, flags, run), out, run, json)
         return
     plan, tuning = plan_all(model, options, calibration, flags.device, run, out.parent)
     layouts = lay_out_all(plan, out, run.split_max_size)
@@ -51,19 +55,32 @@ def convert_command(
 
 @takes_flags
 def plan_command(model: Model, flags: Flags, json: Json = False) -> None:
-    """Show what convert would do, from headers alone: types, exact sizes, memory, disk."""
+    """Show what convert would do, without reading a weight: types, exact sizes, memory, disk."""
     run = flags.run()
-    plan = build(model, flags.options())
+    plan, tuning = _planned(model, flags, run)
     name = "{type}.gguf" if len(plan.targets) > 1 else "out.gguf"
-    _show_plan(plan, lay_out_all(plan, Path(name), run.split_max_size), run, json)
+    _show_plan(plan, tuning, Path(name), run, json)
 
 
-def _show_plan(plan: Plan, layouts: tuple[Layout, ...], run: Run, json: bool) -> None:
+def _planned(model: str, flags: Flags, run: Run) -> tuple[Plan, Tuning | None]:
+    """For looking only: without the extra that tuning needs, what can be said without it."""
+    try:
+        return plan_all(model, flags.options(), flags.calibration(), flags.device, run)
+    except MissingExtraError as error:
+        plan = build(model, flags.options())
+        return replace(plan, notes=(*plan.notes, f"text and blocks were not checked: {error}")), None
+
+
+def _show_plan(plan: Plan, tuning: Tuning | None, out: Path, run: Run, json: bool) -> None:
+    layouts = lay_out_all(plan, out, run.split_max_size)
     check_paths(plan, layouts)
     check_disk(layouts)
     parts = tuple(slabs(plan))
     threads = workers(plan, parts, run)
     memory, seconds = memory_needed(plan, parts, threads), expected_seconds(plan, threads)
+    if tuning is not None:
+        memory = max(memory, tuning.memory)
+    runs = tuning is not None or plan.recipe.iterations > 0
     if json:
         described: dict[str, Any] = describe(plan)
         for entry, layout in zip(described["targets"], layouts, strict=True):
@@ -71,7 +88,8 @@ def _show_plan(plan: Plan, layouts: tuple[Layout, ...], run: Run, json: bool) ->
             entry["bpw"] = _bpw(layout)
             for tensor in entry["tensors"]:
                 tensor["bytes"] = layout.places[tensor["name"]].nbytes
-        show.dump(described | {"threads": threads, "peak_memory": memory, "seconds": round(seconds, 1)})
+        figures = {"threads": threads, "peak_memory": memory}
+        show.dump(described | figures | ({} if runs else {"seconds": round(seconds, 1)}))
         return
     for layout in layouts:
         count: Counter[str] = Counter()
@@ -93,8 +111,17 @@ def _show_plan(plan: Plan, layouts: tuple[Layout, ...], run: Run, json: bool) ->
         show.note(line)
     show.say(
         f"{plan.architecture}, {plan.weights:,} weights; {threads} threads, about {show.human(memory)} of memory, "
-        f"roughly {seconds:.0f} s once kernels are compiled"
+        + (_work(plan, tuning) if runs else f"roughly {seconds:.0f} s once kernels are compiled")
     )
+
+
+def _work(plan: Plan, tuning: Tuning | None) -> str:
+    """How much of the model is run; how long that takes depends on the machine."""
+    if tuning is None:
+        return "more to tune"
+    shape, recipe = tuning.calibration.ids.shape, plan.recipe
+    steps = f", {recipe.iterations} steps of {recipe.batch} x {shape[1]} a block" if recipe.iterations else ""
+    return f"{tuning.skeleton.blocks} blocks run on {shape[0]} x {shape[1]} tokens{steps}"
 
 
 def _show_report(report: Report, json: bool) -> None:

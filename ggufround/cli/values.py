@@ -125,8 +125,9 @@ class Flags:
         """What the model is run on; None where it is not run."""
         named = recipe(self.recipe)
         if self.calib is None and not named.iterations:
-            given: dict[str, int | None] = {"--samples": self.samples, "--seqlen": self.seqlen, "--seed": self.seed}
+            given: dict[str, object] = {"--samples": self.samples, "--seqlen": self.seqlen, "--seed": self.seed}
             given["--chat" if self.chat else "--plain"] = self.chat
+            given["--device"] = None if self.device in ("auto", "cpu") else self.device
             for flag, value in given.items():
                 if value is not None:
                     raise UsageError(f"{flag} is for calibration: give --calib or a recipe that tunes")
@@ -137,9 +138,7 @@ class Flags:
         return calibration_options(default, self.calib, self.samples, self.seqlen, self.seed, self.chat)
 
     def run(self, fresh: bool = False) -> Run:
-        """As Run. Raises UsageError for a size that is none and for no threads."""
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"--threads must be at least 1, got {self.threads}")
+        """As Run. Raises UsageError for a size that is none."""
         split = size(self.split_max_size, "--split-max-size")
         return Run(self.threads, size(self.max_ram, "--max-ram"), split, fresh)
 

@@ -37,13 +37,14 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """A run that needs the model to be run: what on, and how."""
+    """A run that needs the model to be run: what on, and how; `memory`: about how many bytes the process will take."""
 
     calibration: Calibration
     settings: Settings
     skeleton: Skeleton
     amp: bool
     seed: int
+    memory: int
 
 
 def prepare(plan: Plan, texts: CalibrationOptions, settings: Settings) -> tuple[Plan, Tuning]:
@@ -62,17 +63,16 @@ def prepare(plan: Plan, texts: CalibrationOptions, settings: Settings) -> tuple[
     skeleton = Skeleton(plan.checkpoint, device)
     calibration = load_calibration(texts, plan.checkpoint, skeleton.vocab)
     amp = devices.fast_bfloat16(device) if settings.amp is None else settings.amp
-    if settings.max_ram is not None:
-        needed = measure.resident_memory() + block_memory(skeleton, calibration.ids.shape[1], plan.recipe)
-        if needed > settings.max_ram:
-            raise UsageError(
-                f"--max-ram {settings.max_ram / 1e6:,.0f} MB is too little: one block and a micro-batch take about "
-                f"{needed / 1e6:,.0f} MB{'; a smaller --seqlen takes less' if calibration.ids.shape[1] > 512 else ''}"
-            )
+    needed = measure.resident_memory() + block_memory(skeleton, calibration.ids.shape[1], plan.recipe)
+    if settings.max_ram is not None and needed > settings.max_ram:
+        raise UsageError(
+            f"--max-ram {settings.max_ram / 1e6:,.0f} MB is too little: one block and a micro-batch take about "
+            f"{needed / 1e6:,.0f} MB{'; a smaller --seqlen takes less' if calibration.ids.shape[1] > 512 else ''}"
+        )
     metadata = _provenance(plan.recipe, texts, calibration, devices.describe(device, amp))
     targets = tuple(replace(t, metadata={**t.metadata, **metadata}) for t in plan.targets)
     return replace(plan, targets=targets, notes=(*plan.notes, *calibration.notes)), Tuning(
-        calibration, settings, skeleton, amp, texts.seed
+        calibration, settings, skeleton, amp, texts.seed, needed
     )
 
 

@@ -141,6 +141,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "a batch without tuning": (("--batch-size", "8", *CALIB), "--batch-size is for the tuned recipes"),
     "samples without a text": (("--samples", "4"), "--samples is for calibration"),
     "a seed without a text": (("--seed", "4"), "--seed is for calibration"),
+    "a device without a text": (("--device", "cuda"), "--device is for calibration"),
     "markers without a text": (("--chat",), "--chat is for calibration"),
     "no markers without a text": (("--plain",), "--plain is for calibration"),
     "an imatrix and tuning": ((*FEW, "--imatrix", "TEXT"), "--imatrix and"),
@@ -223,7 +224,27 @@ def test_planning_a_tuned_file_needs_no_torch(llama: Path, tmp_path: Path) -> No
     planned = child("-c", script, cwd=tmp_path)
     out, err = planned.communicate()
     assert (planned.returncode, err) == (0, "")
-    assert json.loads(out)["recipe"] == "light"
+    planned_json = json.loads(out)
+    assert planned_json["recipe"] == "light"
+    assert any(INSTALL in note for note in planned_json["notes"])
+    assert "seconds" not in planned_json
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_torch
+@pytest.mark.usefixtures("torch_threads")
+def test_a_dry_run_says_what_tuning_takes_and_refuses_what_it_would_refuse(
+    run: Any, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    ran = run("convert", llama, tmp_path / "x.gguf", "--type", "q4_0", *FEW, "--calib", text, "--dry-run")
+    assert ran.code == 0
+    assert "2 steps of 8 x 32 a block" in " ".join(ran.out.split())
+    untuned = json.loads(run("plan", llama, "--type", "q4_0", "--json").out)
+    tuned = json.loads(run("plan", llama, "--type", "q4_0", *FEW, "--calib", text, "--json").out)
+    assert tuned["peak_memory"] > untuned["peak_memory"]
+    refused = run("plan", llama, "--type", "q4_0,q8_0", *FEW, "--calib", text)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "one type at a time" in refused.err
     assert list(tmp_path.iterdir()) == []
 
 
