@@ -53,6 +53,12 @@ def weight(case: Tiny, name: str, shape: tuple[int, ...]) -> np.ndarray:
     return values * np.float32(gain / shape[-1] ** 0.5)
 
 
+def written(folder: Path, name: str) -> Path:
+    """The checkpoint of that name in `folder`, written if it is not there."""
+    path = folder / name
+    return path if path.exists() else write(CASES[name], path)
+
+
 def write(case: Tiny, directory: Path) -> Path:
     """Write the checkpoint in bfloat16 into `directory`, made if it is not there; returns it."""
     tensors = {name: weight(case, name, shape) for name, shape in case.shapes.items()}

@@ -32,11 +32,10 @@ def convert_command(
 ) -> None:
     """Convert a checkpoint to a quantised GGUF file. The same command after an interruption goes on."""
     run = flags.run(fresh)
-    options, calibration = flags.options(), flags.calibration()
     if dry_run:
         _show_plan(*_planned(model, flags, run), out, run, json)
         return
-    plan, tuning = plan_all(model, options, calibration, flags.device, run, out.parent)
+    plan, tuning = plan_all(model, flags.options(), flags.calibration(), flags.device, run, out.parent)
     layouts = lay_out_all(plan, out, run.split_max_size)
     if not json:
         for line in plan.notes:
@@ -118,7 +117,7 @@ def _show_plan(plan: Plan, tuning: Tuning | None, out: Path, run: Run, json: boo
 def _work(plan: Plan, tuning: Tuning | None) -> str:
     """How much of the model is run; how long that takes depends on the machine."""
     if tuning is None:
-        return "more to tune"
+        return "and the time to tune"
     shape, recipe = tuning.calibration.ids.shape, plan.recipe
     steps = f", {recipe.iterations} steps of {recipe.batch} x {shape[1]} a block" if recipe.iterations else ""
     return f"{tuning.skeleton.blocks} blocks run on {shape[0]} x {shape[1]} tokens{steps}"

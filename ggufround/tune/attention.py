@@ -18,6 +18,11 @@ STRIP = 64  # queries, and at least a sixteenth of all
 NAME = "ggufround"
 
 
+def kept_bytes(sequences: int, heads: int, tokens: int) -> int:
+    """What a backward pass keeps of a block's scores, in float32."""
+    return 4 * sequences * heads * tokens * (tokens + _strip(tokens)) // 2 if tokens <= LONGEST else 0
+
+
 def register() -> str:
     """Makes `attend` known to transformers; returns the name for attn_implementation."""
     from transformers import AttentionInterface, AttentionMaskInterface

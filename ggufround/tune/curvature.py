@@ -43,8 +43,8 @@ def edges(tokens: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """weights: float32 [blocks, tokens], what each position weighs in each block's loss, 1 on average. directions:
-    [blocks, hidden, hidden], for each block the sum of g g^T over all tokens."""
+    """weights: float32 [blocks, tokens], what each position weighs in each block's loss, about 1 on average.
+    directions: [blocks, hidden, hidden], for each block the sum of g g^T over all tokens."""
 
     weights: NDArray[np.float32]
     directions: Activations

@@ -19,7 +19,7 @@ FLOOR = 0.1  # of the mean curvature: what a direction weighs that no gradient w
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """weights: float32 [tokens], 1 on average. curvature: float32 [hidden, hidden], symmetric, or None, where all
+    """weights: float32 [tokens], about 1 on average. curvature: float32 [hidden, hidden], symmetric, or None, where all
     directions count alike."""
 
     weights: Tensor
@@ -30,7 +30,7 @@ class Metric:
         The mean is over whole sequences, so that those of parts add up. Not differentiable: the product that gives the
         loss gives the gradient too."""
         error = error.detach()
-        pushed = error if self.curvature is None else (error @ self.curvature).float()
+        pushed = error if self.curvature is None else error @ self.curvature
         count = len(error) * error.shape[2] * len(self.weights)
         weights = self.weights[first : first + error.shape[1], None] * (2 / count)
         slope = pushed * weights

@@ -13,6 +13,7 @@ from ggufround.gguf_file import Field, Kind, string, u32
 from ggufround.planning import Plan
 from ggufround.recipes import Recipe
 from ggufround.tune import device as devices
+from ggufround.tune.attention import kept_bytes
 from ggufround.tune.blocks import micro_batch
 from ggufround.tune.calibration import Calibration, CalibrationOptions, load_calibration
 from ggufround.tune.extra import require_extra
@@ -80,13 +81,14 @@ def block_memory(skeleton: Skeleton, tokens: int, recipe: Recipe) -> int:
     """Bytes that the largest block takes while it is tuned, or only run: weights, gradients, latents, and what a
     backward pass keeps of a micro-batch."""
     tuned = recipe.iterations > 0
+    scores = kept_bytes(micro_batch(tokens), skeleton.heads, tokens) if tuned else 0
     most = 0
     for i in range(skeleton.blocks):
         tensors = [skeleton.checkpoint.tensors[name] for name in skeleton.block_names(i)]
         weights = sum(t.rows * t.columns for t in tensors)
         kept = sum(t.rows + t.columns for t in tensors if len(t.shape) > 1) * micro_batch(tokens) * tokens
         most = max(most, (WEIGHT_BYTES_TUNED if tuned else 4) * weights + (KEPT_BYTES if tuned else 8) * kept)
-    return most + RUN_BYTES
+    return most + scores + RUN_BYTES
 
 
 def _provenance(recipe: Recipe, texts: CalibrationOptions, calibration: Calibration, device: str) -> dict[str, Field]:

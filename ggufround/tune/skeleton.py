@@ -38,7 +38,8 @@ class _Reached(Exception):
 class Skeleton:
     """One model, of which only what was loaded is in memory. Not thread-safe.
 
-    blocks, hidden, vocab: decoder blocks, columns of the hidden state, rows of the output matrix.
+    blocks, hidden, heads, vocab: decoder blocks, columns of the hidden state, heads of queries, rows of the output
+    matrix.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> None:
@@ -49,6 +50,7 @@ class Skeleton:
         self._model = build(checkpoint)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()}
         self.hidden = int(self._model.config.hidden_size)
+        self.heads = int(getattr(self._model.config, "num_attention_heads", 0))
         self._layers_name, self._layers = find_layers(self._model)
         self.blocks = len(self._layers)
         self._embedding, self._head = find_ends(self._model)

@@ -13,32 +13,9 @@ from typing import Any
 import pytest
 
 from ggufround import planning
-from ggufround.cli.app import main
 from ggufround.cli.values import size
 from ggufround.errors import UsageError
 from ggufround.version import __version__
-
-
-class Ran:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["ggufround", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        printed = capfd.readouterr()
-        return Ran(int(exit_.value.code or 0), printed.out, printed.err)
-
-    return call
 
 
 def test_convert_inspect_verify_in_one_walk(run: Any, llama: Path, tmp_path: Path) -> None:

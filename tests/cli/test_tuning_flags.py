@@ -11,38 +11,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 import tiny_models
 from ggufround import convert
-from ggufround.cli.app import main
 from ggufround.recipes import RECIPES
 
 needs_torch = pytest.mark.torch
 pytestmark = pytest.mark.filterwarnings("ignore")
 FEW = ("--recipe", "light", "--iters", "2", "--samples", "4", "--seqlen", "32", "--threads", "1")
 INSTALL = 'pip install "ggufround[tune]"'
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["ggufround", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        printed = capfd.readouterr()
-        return Ran(int(exit_.value.code or 0), printed.out, printed.err)
-
-    return call
 
 
 @pytest.fixture

@@ -42,20 +42,10 @@ CHUNKS, CONTEXT = 3, 40
 IDS = np.random.default_rng(7).integers(4, tiny_models.VOCAB, (CHUNKS, CONTEXT))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("evaluate")
-
-
-def written(folder: Path, name: str) -> Path:
-    path = folder / name
-    return path if path.exists() else tiny_models.write(tiny_models.CASES[name], path)
-
-
 def converted(folder: Path, name: str, kind: str) -> Path:
     out = folder / f"{name}-{kind}.gguf"
     if not out.exists():
-        convert(written(folder, name), out, type=kind)
+        convert(tiny_models.written(folder, name), out, type=kind)
     return out
 
 
@@ -89,11 +79,11 @@ def figures(result: Evaluation) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("name", ["llama", "llama3", "granite", "qwen3moe", "mixtral", "gemma2", "phi3", "olmo3"])
 def test_an_f32_file_is_the_model_and_has_transformers_perplexity(name: str, folder: Path) -> None:
-    (found,) = evaluate([converted(folder, name, "f32")], written(folder, name), IDS)
+    (found,) = evaluate([converted(folder, name, "f32")], tiny_models.written(folder, name), IDS)
     assert abs(found.divergence.mean) < 1e-6
     assert found.quantiles["max"] < 1e-5
     assert found.same_top.mean == 1
-    truth = whole_log_probs(written(folder, name), dtype=torch.float32)  # experts know no float64
+    truth = whole_log_probs(tiny_models.written(folder, name), dtype=torch.float32)  # experts know no float64
     want = by_hand(truth, truth, CONTEXT // 2)
     assert found.reference_perplexity == pytest.approx(float(np.exp(-want.log_probs.mean())), rel=1e-5)
     assert found.perplexity == pytest.approx(found.reference_perplexity, rel=1e-5)
@@ -105,7 +95,7 @@ def test_an_f32_file_is_the_model_and_has_transformers_perplexity(name: str, fol
 @pytest.mark.parametrize("scored", ["half", "all"])
 @pytest.mark.parametrize("name", ["llama", "granite", "llama3"])
 def test_a_quantised_file_gets_what_whole_logits_give(name: str, scored: Any, folder: Path) -> None:
-    file, model = converted(folder, name, "q4_0"), written(folder, name)
+    file, model = converted(folder, name, "q4_0"), tiny_models.written(folder, name)
     (found,) = evaluate([file], model, IDS, scored=scored)
     known = open_reference(str(model))
     tied = name != "llama"
@@ -119,7 +109,7 @@ def test_a_quantised_file_gets_what_whole_logits_give(name: str, scored: Any, fo
 
 
 def test_batches_and_slabs_do_not_change_the_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, model = converted(folder, "llama", "q4_0"), written(folder, "llama")
+    file, model = converted(folder, "llama", "q4_0"), tiny_models.written(folder, "llama")
     (whole,) = evaluate([file], model, IDS)
     monkeypatch.setattr(chains, "BATCH", CONTEXT * 2)
     monkeypatch.setattr(chains, "HEAD_SLAB", 33 * tiny_models.EMBD)
@@ -129,7 +119,7 @@ def test_batches_and_slabs_do_not_change_the_result(folder: Path, monkeypatch: p
 
 
 def test_several_files_get_the_same_figures_together(folder: Path) -> None:
-    files, model = [converted(folder, "llama", kind) for kind in ("q4_0", "q8_0")], written(folder, "llama")
+    files, model = [converted(folder, "llama", kind) for kind in ("q4_0", "q8_0")], tiny_models.written(folder, "llama")
     steps: list[tuple[int, int]] = []
     together = evaluate(files, model, IDS, progress=lambda phase, done, total: steps.append((done, total)))
     for file, result in zip(files, together, strict=True):
@@ -145,7 +135,7 @@ def test_several_files_get_the_same_figures_together(folder: Path) -> None:
 
 
 def test_any_weights_can_be_judged(folder: Path) -> None:
-    checkpoint = open_checkpoint(written(folder, "qwen3"))
+    checkpoint = open_checkpoint(tiny_models.written(folder, "qwen3"))
     with Reader(checkpoint) as reader:
         read, rows = source_weights(checkpoint, reader)
         coarse = Candidate("coarse", lambda n: read(n).bfloat16().float() * 1.01, lambda n, k: rows(n, k) * 1.01)
@@ -157,7 +147,7 @@ def test_any_weights_can_be_judged(folder: Path) -> None:
 
 
 def test_only_tokens_that_all_have_a_row_for_count(folder: Path) -> None:
-    checkpoint = open_checkpoint(written(folder, "llama"))
+    checkpoint = open_checkpoint(tiny_models.written(folder, "llama"))
     small = np.random.default_rng(1).integers(4, 250, (2, 16))
     with Reader(checkpoint) as reader:
         read, rows = source_weights(checkpoint, reader)
@@ -192,18 +182,18 @@ def test_running_sums_survive_logits_of_any_size() -> None:
 
 
 def test_an_nvfp4_file_is_read_with_its_global_scales(folder: Path) -> None:
-    (found,) = evaluate([converted(folder, "llama", "nvfp4")], written(folder, "llama"), IDS)
+    (found,) = evaluate([converted(folder, "llama", "nvfp4")], tiny_models.written(folder, "llama"), IDS)
     assert 1e-3 < found.divergence.mean < 1
     assert found.bits_per_weight is not None
     assert 4.5 < found.bits_per_weight < 9
 
 
 def test_a_split_file_is_one_model(folder: Path, tmp_path: Path) -> None:
-    plan = build(written(folder, "llama"), Options(types=("q4_0",)))
+    plan = build(tiny_models.written(folder, "llama"), Options(types=("q4_0",)))
     report = carry_out(plan, lay_out_all(plan, tmp_path / "x.gguf", 80_000), Run())
     assert len(report.files) > 1
-    (split,) = evaluate([report.files[0]], written(folder, "llama"), IDS)
-    (whole,) = evaluate([converted(folder, "llama", "q4_0")], written(folder, "llama"), IDS)
+    (split,) = evaluate([report.files[0]], tiny_models.written(folder, "llama"), IDS)
+    (whole,) = evaluate([converted(folder, "llama", "q4_0")], tiny_models.written(folder, "llama"), IDS)
     np.testing.assert_array_equal(figures(split), figures(whole))
     assert split.size == report.size
 
@@ -237,7 +227,7 @@ def test_a_summary_of_known_numbers() -> None:
 def test_text_is_cut_as_llama_cpp_cuts_it(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("the rain in spain stays mainly in the plain " * 20)
     for name, bos in (("llama", True), ("llama-linear", False)):
-        checkpoint = open_checkpoint(written(folder, name))
+        checkpoint = open_checkpoint(tiny_models.written(folder, name))
         chunks = read_chunks(tmp_path / "t.txt", checkpoint, 16)
         flat = read_chunks(tmp_path / "t.txt", checkpoint, chunks.size // 16 * 16 - 8).reshape(-1)
         want = flat[: len(flat) // 16 * 16].reshape(-1, 16).copy()
@@ -274,7 +264,7 @@ def test_a_text_that_cannot_serve_is_refused(
 
 
 def test_a_file_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    known = open_reference(str(written(folder, "llama")))
+    known = open_reference(str(tiny_models.written(folder, "llama")))
     with pytest.raises(InputError, match="states the architecture gemma2, .* is llama"):
         open_model(converted(folder, "gemma2", "q8_0"), known)
     with pytest.raises(InputError, match="lacks output.weight, which .* another model"):
@@ -299,7 +289,7 @@ def test_a_file_of_another_model_is_refused(folder: Path, tmp_path: Path) -> Non
 
 
 def test_another_vocabulary_is_refused_and_another_text_of_a_token_is_told(folder: Path, tmp_path: Path) -> None:
-    known = open_reference(str(written(folder, "llama-linear")))
+    known = open_reference(str(tiny_models.written(folder, "llama-linear")))
     good = converted(folder, "llama-linear", "q8_0")
     at = b"<|endoftext|>"
     raw = good.read_bytes()
@@ -319,11 +309,14 @@ def test_a_hyper_parameter_that_the_file_states_otherwise_is_told(folder: Path, 
     known = open_reference(str(model))
     notes = open_model(converted(folder, "llama", "q8_0"), known).notes
     assert any("llama.rope.freq_base is 10000.0, the model's 500000.0" in note for note in notes)
-    assert open_model(converted(folder, "llama", "q8_0"), open_reference(str(written(folder, "llama")))).notes == ()
+    assert (
+        open_model(converted(folder, "llama", "q8_0"), open_reference(str(tiny_models.written(folder, "llama")))).notes
+        == ()
+    )
 
 
 def test_a_type_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
-    known = open_reference(str(written(folder, "llama")))
+    known = open_reference(str(tiny_models.written(folder, "llama")))
     found = open_model(converted(folder, "llama", "q8_0"), known)
     name = "blk.0.ffn_up.weight"
     tensors = {**found.checkpoint.tensors, name: replace(found.checkpoint.tensors[name], dtype="IQ2_XXS")}
@@ -350,7 +343,7 @@ def test_nan_stops_with_the_name_of_the_place(tensor: str, place: str, folder: P
     raw[info.offset : info.offset + info.nbytes] = b"\xff" * info.nbytes
     (tmp_path / "bad.gguf").write_bytes(raw)
     with pytest.raises(InputError, match=rf"bad\.gguf: NaN or infinity .*{place}"):
-        evaluate([tmp_path / "bad.gguf"], written(folder, "llama"), IDS)
+        evaluate([tmp_path / "bad.gguf"], tiny_models.written(folder, "llama"), IDS)
 
 
 # --- llama.cpp
@@ -369,6 +362,6 @@ def test_llama_cpp_gives_the_same_figures(name: str, kind: str, tolerance: float
     targets = ids[0, 13:]
     loss = -other[range(len(targets)), targets].mean()
     divergence = (np.exp(reference) * (reference - other)).sum(-1).mean()
-    (found,) = evaluate([files[1]], written(folder, name), ids)
+    (found,) = evaluate([files[1]], tiny_models.written(folder, name), ids)
     assert found.loss.mean == pytest.approx(float(loss), abs=tolerance)
     assert found.divergence.mean == pytest.approx(float(divergence), rel=0.03, abs=6e-4 if kind == "q8_0" else 1e-6)

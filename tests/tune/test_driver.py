@@ -37,22 +37,12 @@ from ggufround.tune.skeleton import Skeleton  # noqa: E402
 from ggufround.tune.weights import source_weights  # noqa: E402
 from tune.tuned_runs import CASES, LAYERS, SHORT, TEXTS, log_of, tensors_of, tune, written  # noqa: E402
 
-pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("in_float32")]
 PAIRS = [
     ("llama", "q4_0"), ("wide", "q2_k"), ("mixtral", "iq4_nl"), ("gemma2", "mxfp4"), ("qwen3moe", "nvfp4"),
     ("phi3", "q4_1"), ("qwen3moe-stacked", "nvfp4"),
 ]  # fmt: skip
 each_pair = pytest.mark.parametrize(("name", "kind"), PAIRS)
-
-
-@pytest.fixture(autouse=True)
-def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ggufround.tune.device.fast_bfloat16", lambda device: False)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tiny")
 
 
 def measured_again(scene: Any, model: Path, file: Path, numbers: list[int]) -> float:

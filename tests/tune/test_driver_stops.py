@@ -23,17 +23,7 @@ pytest.importorskip("transformers")
 from ggufround.tune.calibration import CalibrationOptions  # noqa: E402
 from tune.tuned_runs import LAYERS, SHORT, TEXTS, Stop, log_of, stop_at, tune, written  # noqa: E402
 
-pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
-
-
-@pytest.fixture(autouse=True)
-def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ggufround.tune.device.fast_bfloat16", lambda device: False)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tiny")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("in_float32")]
 
 
 @pytest.mark.usefixtures("small_slabs")

@@ -37,16 +37,6 @@ IDS = np.random.default_rng(0).integers(3, tiny_models.VOCAB, (3, 64)).astype(np
 FEW = CalibrationOptions(samples=4, seqlen=64, holdout=0)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tiny")
-
-
-def written(folder: Path, name: str) -> Path:
-    path = folder / name
-    return path if path.exists() else tiny_models.write(tiny_models.CASES[name], path)
-
-
 def collected(path: Path, ids: Any = IDS, **further: Any) -> Collected:
     checkpoint = open_checkpoint(path)
     return collect_importance(Skeleton(checkpoint), matrices_of(checkpoint), ids, **further)
@@ -56,7 +46,7 @@ def collected(path: Path, ids: Any = IDS, **further: Any) -> Collected:
 @pytest.mark.parametrize("name", sorted(tiny_models.CASES))
 def test_it_is_what_llama_cpp_collects_on_the_same_tokens(name: str, folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    path = written(folder, name)
+    path = tiny_models.written(folder, name)
     convert(path, tmp_path / "m.gguf", type="f32")
     ours = collected(path, process_output=True).squares
     theirs = llama_imatrix.run(tmp_path / "m.gguf", IDS, tmp_path, process_output=True)
@@ -69,7 +59,7 @@ def test_it_is_what_llama_cpp_collects_on_the_same_tokens(name: str, folder: Pat
 
 
 def test_hidden_states_in_a_file_give_the_same_to_the_bit(folder: Path, tmp_path: Path) -> None:
-    path = written(folder, "llama")
+    path = tiny_models.written(folder, "llama")
     steps: list[tuple[str, int, int]] = []
     memory = collected(path, progress=lambda *step: steps.append(step)).squares
     disk = collected(path, computing=Computing(in_memory=0, folder=tmp_path)).squares
@@ -82,7 +72,7 @@ def test_hidden_states_in_a_file_give_the_same_to_the_bit(folder: Path, tmp_path
 
 
 def test_bfloat16_products_give_nearly_the_same(folder: Path) -> None:
-    path = written(folder, "llama")
+    path = tiny_models.written(folder, "llama")
     exact, fast = collected(path).squares, collected(path, computing=Computing(amp=True)).squares
     for key, seen in exact.items():
         np.testing.assert_allclose(fast[key].sums.mean(), seen.sums.mean(), rtol=0.02)
@@ -90,16 +80,16 @@ def test_bfloat16_products_give_nearly_the_same(folder: Path) -> None:
 
 
 def test_the_output_matrix_is_looked_at_only_if_asked_for_and_if_it_is_one_of_its_own(folder: Path) -> None:
-    path = written(folder, "llama")
+    path = tiny_models.written(folder, "llama")
     assert "output.weight" not in collected(path).squares
     assert "output.weight" in collected(path, process_output=True).squares
-    tied = collected(written(folder, "llama3"), process_output=True)
+    tied = collected(tiny_models.written(folder, "llama3"), process_output=True)
     assert "output.weight" not in tied.squares
     assert "no output matrix of its own" in tied.notes[0]
 
 
 def test_experts_that_no_token_reached_are_told(folder: Path) -> None:
-    found = collected(written(folder, "mixtral"), IDS[:1, :1])
+    found = collected(tiny_models.written(folder, "mixtral"), IDS[:1, :1])
     assert "no token reached 4 experts" in found.notes[0]  # two of four in each of two blocks
     entries = importance_from(found.squares).entries
     for key, seen in found.squares.items():
@@ -107,7 +97,7 @@ def test_experts_that_no_token_reached_are_told(folder: Path) -> None:
 
 
 def test_the_file_serves_convert(folder: Path, tmp_path: Path) -> None:
-    path, out = written(folder, "qwen3moe"), tmp_path / "i.gguf"
+    path, out = tiny_models.written(folder, "qwen3moe"), tmp_path / "i.gguf"
     report = make_imatrix(path, out, FEW)
     found = read_imatrix(out)
     assert (found.chunks, len(found.entries)) == (4, report.entries)
@@ -152,7 +142,7 @@ def test_a_model_that_computes_infinity_is_refused_and_leaves_nothing(
     embed = Skeleton.embed
     monkeypatch.setattr(Skeleton, "embed", lambda *arguments: embed(*arguments) * float("inf"))
     with pytest.raises(InputError, match="NaN or infinite"):
-        make_imatrix(written(folder, "llama"), tmp_path / "i.gguf", FEW)
+        make_imatrix(tiny_models.written(folder, "llama"), tmp_path / "i.gguf", FEW)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,7 +156,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_the_command(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path, out, text = written(folder, "llama"), tmp_path / "i.dat", tmp_path / "calib.txt"
+    path, out, text = tiny_models.written(folder, "llama"), tmp_path / "i.dat", tmp_path / "calib.txt"
     text.write_text("".join(f"line {i} of some text, and no other\n" for i in range(200)))
     few = ("--samples", 4, "--seqlen", 64, "--calib", text)
     assert command(monkeypatch, path, out, *few, "--process-output", "--json") == 0
@@ -198,6 +188,9 @@ def test_an_interruption_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Skeleton, "run", interrupted)
-    assert command(monkeypatch, written(folder, "llama"), tmp_path / "i.gguf", "--samples", 2, "--seqlen", 64) == 1
+    assert (
+        command(monkeypatch, tiny_models.written(folder, "llama"), tmp_path / "i.gguf", "--samples", 2, "--seqlen", 64)
+        == 1
+    )
     assert "nothing was written" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []

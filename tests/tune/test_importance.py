@@ -30,16 +30,6 @@ BATCH, LENGTH = 3, 40
 EXPERTS = 4
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tiny")
-
-
-def written(folder: Path, name: str) -> Path:
-    path = folder / name
-    return path if path.exists() else tiny_models.write(tiny_models.CASES[name], path)
-
-
 def tokens() -> Any:
     return torch.from_numpy(np.random.default_rng(3).integers(0, tiny_models.VOCAB, (BATCH, LENGTH)))
 
@@ -129,7 +119,7 @@ def assert_near(found: Squares, truth: Squares) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_streamed_sums_are_those_of_the_whole_model(name: str, folder: Path) -> None:
-    path = written(folder, name)
+    path = tiny_models.written(folder, name)
     found, outputs = collected(path, tokens())
     matrices = {o.name: o.shape for o in outputs if o.name.startswith("blk.") and len(o.shape) > 1}
     assert found.keys() == matrices.keys()
@@ -147,7 +137,7 @@ def test_streamed_sums_are_those_of_the_whole_model(name: str, folder: Path) -> 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3moe-stacked"])
 def test_small_slices_give_the_same_sums(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written(folder, name)
+    path = tiny_models.written(folder, name)
     whole, _ = collected(path, tokens())
     monkeypatch.setattr(collection, "SLICE", 2 * tiny_models.FF * 3)  # three rows at a time
     sliced, _ = collected(path, tokens())
@@ -156,7 +146,7 @@ def test_small_slices_give_the_same_sums(name: str, folder: Path, monkeypatch: p
 
 
 def test_an_expert_that_no_token_reached_has_a_count_of_zero(folder: Path) -> None:
-    found, _ = collected(written(folder, "qwen3moe"), tokens()[:2, :1])
+    found, _ = collected(tiny_models.written(folder, "qwen3moe"), tokens()[:2, :1])
     experts = {key: seen for key, seen in found.items() if "_exps" in key}
     for key, seen in experts.items():
         assert seen.counts.sum() == 2 * 2

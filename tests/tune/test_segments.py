@@ -30,16 +30,6 @@ NAMES = sorted(tiny_models.CASES)
 I64 = NDArray[np.int64]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tiny")
-
-
-def written(folder: Path, name: str) -> Path:
-    path = folder / name
-    return path if path.exists() else tiny_models.write(tiny_models.CASES[name], path)
-
-
 def numbered(source: str, rows: I64, sources: dict[str, int]) -> NDArray[np.uint8]:
     """uint8 [rows, 8]: a name for each row of a checkpoint tensor."""
     names = (sources[source] << 32) + rows
@@ -74,7 +64,7 @@ def tuned(segment: Segment, places: dict[str, tuple[Place, ...]], sources: dict[
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tuned_rows_are_assembled_in_the_order_of_the_file(name: str, folder: Path) -> None:
-    path = written(folder, name)
+    path = tiny_models.written(folder, name)
     made = build(path, Options(types=("q4_0",)))
     skeleton = Skeleton(made.checkpoint)
     sources = {source: number for number, source in enumerate(made.checkpoint.tensors, 1)}
@@ -98,7 +88,7 @@ def test_tuned_rows_are_assembled_in_the_order_of_the_file(name: str, folder: Pa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_of_a_block_is_in_one_segment(name: str, folder: Path) -> None:
-    made = build(written(folder, name), Options(types=("q4_0",)))
+    made = build(tiny_models.written(folder, name), Options(types=("q4_0",)))
     skeleton = Skeleton(made.checkpoint)
     seen = {o.name: np.zeros(rows_of(o), int) for o in made.outputs if o.name.startswith("blk.") and len(o.shape) > 1}
     for i in range(skeleton.blocks):
@@ -118,7 +108,7 @@ def test_every_row_of_a_block_is_in_one_segment(name: str, folder: Path) -> None
 @pytest.mark.parametrize("name", ["llama", "mixtral", "phi3", "qwen3moe-stacked", "gemma3-composite"])
 def test_the_rows_of_a_segment_are_the_weights_of_the_file(name: str, folder: Path) -> None:
     """The numbers themselves, read from the checkpoint by either side."""
-    made = build(written(folder, name), Options(types=("f32",)))
+    made = build(tiny_models.written(folder, name), Options(types=("f32",)))
     skeleton = Skeleton(made.checkpoint)
     with Reader(made.checkpoint) as reader:
         read, _ = source_weights(made.checkpoint, reader)
@@ -150,7 +140,7 @@ def piece(name: str, first: int, rows: int, of: int, ref: TensorRef) -> Piece:
 
 @pytest.fixture
 def ref(folder: Path) -> TensorRef:
-    return next(iter(open_checkpoint(written(folder, "llama")).tensors.values()))
+    return next(iter(open_checkpoint(tiny_models.written(folder, "llama")).tensors.values()))
 
 
 def test_a_fused_parameter_is_cut_where_outputs_and_experts_change(ref: TensorRef) -> None:

@@ -53,16 +53,6 @@ def streamed(checkpoint: Checkpoint) -> Streamed:
     return Streamed(Skeleton(checkpoint), noted, rows, reads)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tiny")
-
-
-def written(folder: Path, name: str) -> Path:
-    path = folder / name
-    return path if path.exists() else tiny_models.write(tiny_models.CASES[name], path)
-
-
 def whole_model(case: tiny_models.Tiny, path: Path) -> Any:
     classes = transformers.AutoModelForCausalLM
     if case.loads:
@@ -111,7 +101,7 @@ def assert_near(found: Any, truth: Any, tolerance: float = 2e-6) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_one_at_a_time_compute_what_the_whole_model_does(name: str, folder: Path) -> None:
-    path = written(folder, name)
+    path = tiny_models.written(folder, name)
     network = whole_model(tiny_models.CASES[name], path)
     stream = streamed(open_checkpoint(path))
     skeleton = stream.skeleton
@@ -149,7 +139,7 @@ def test_blocks_one_at_a_time_compute_what_the_whole_model_does(name: str, folde
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_matrix_is_the_rows_that_its_places_say(name: str, folder: Path) -> None:
-    stream = streamed(open_checkpoint(written(folder, name)))
+    stream = streamed(open_checkpoint(tiny_models.written(folder, name)))
     skeleton = stream.skeleton
     used = {skeleton.embedding_name(), skeleton.head_name(), *skeleton.rest_names()}
     for i in range(skeleton.blocks):
@@ -176,7 +166,7 @@ def test_every_matrix_is_the_rows_that_its_places_say(name: str, folder: Path) -
 
 
 def test_fused_experts_come_from_their_own_matrices(folder: Path) -> None:
-    skeleton = Skeleton(open_checkpoint(written(folder, "mixtral")))
+    skeleton = Skeleton(open_checkpoint(tiny_models.written(folder, "mixtral")))
     rows = [(p.first, p.rows, p.source, p.start) for p in skeleton.places(1)["mlp.experts.gate_up_proj"]]
     ff, at = tiny_models.FF, "model.layers.1.block_sparse_moe.experts."
     assert rows == [
@@ -191,7 +181,7 @@ def test_a_conversion_that_does_more_than_move_rows_has_no_places_but_loads(fold
 
     from ggufround.tune import sources
 
-    stream = streamed(open_checkpoint(written(folder, "llama")))
+    stream = streamed(open_checkpoint(tiny_models.written(folder, "llama")))
     skeleton = stream.skeleton
     pattern = "self_attn.o_proj.weight"
     converter = WeightConverter(pattern, pattern, [Transpose(0, 1)])
@@ -204,7 +194,7 @@ def test_a_conversion_that_does_more_than_move_rows_has_no_places_but_loads(fold
 
 
 def test_a_loaded_block_is_the_callers_own(folder: Path) -> None:
-    stream = streamed(open_checkpoint(written(folder, "llama")))
+    stream = streamed(open_checkpoint(tiny_models.written(folder, "llama")))
     skeleton = stream.skeleton
     kept = {name: stream.read(name) for name in skeleton.block_names(0)}
     first, second = (skeleton.load(0, kept.__getitem__) for _ in range(2))
@@ -218,7 +208,7 @@ def test_a_loaded_block_is_the_callers_own(folder: Path) -> None:
 
 
 def test_gradients_reach_a_blocks_parameters_and_the_output_rows(folder: Path) -> None:
-    stream = streamed(open_checkpoint(written(folder, "qwen3moe")))
+    stream = streamed(open_checkpoint(tiny_models.written(folder, "qwen3moe")))
     skeleton = stream.skeleton
     with torch.inference_mode():  # what is made in here must serve outside
         hidden = skeleton.embed(tokens(SHORT), stream.read_rows)
@@ -234,7 +224,7 @@ def test_gradients_reach_a_blocks_parameters_and_the_output_rows(folder: Path) -
 
 
 def test_a_block_in_bfloat16_takes_bfloat16(folder: Path) -> None:
-    stream = streamed(open_checkpoint(written(folder, "gemma3")))
+    stream = streamed(open_checkpoint(tiny_models.written(folder, "gemma3")))
     skeleton = stream.skeleton
     hidden = skeleton.embed(tokens(48), stream.read_rows)
     exact = skeleton.run(0, skeleton.load(0, stream.read), hidden)
@@ -260,7 +250,7 @@ def test_reading_rows_gives_the_rows_of_the_tensor(llama: Path, monkeypatch: pyt
 
 def changed(folder: Path, name: str, drop: tuple[str, ...] = (), **config: Any) -> Checkpoint:
     """The checkpoint as opened, with other entries in its config and without some tensors."""
-    checkpoint = open_checkpoint(written(folder, name))
+    checkpoint = open_checkpoint(tiny_models.written(folder, name))
     tensors = {key: ref for key, ref in checkpoint.tensors.items() if key not in drop}
     return replace(checkpoint, config={**checkpoint.config, **config}, tensors=tensors)
 
@@ -310,7 +300,7 @@ def test_a_missing_expert_is_refused(folder: Path) -> None:
 
 
 def test_a_token_beyond_the_embedding_is_refused(folder: Path) -> None:
-    stream = streamed(open_checkpoint(written(folder, "llama")))
+    stream = streamed(open_checkpoint(tiny_models.written(folder, "llama")))
     with pytest.raises(InputError, match="token 320, but the embedding has 320 rows"):
         stream.skeleton.embed(torch.tensor([[1, 320]]), stream.read_rows)
 

@@ -38,7 +38,7 @@ from ggufround.tune.calibration import CalibrationOptions
 from ggufround.tune.driver import Driver
 from ggufround.tune.outputs import ReadOutput, output_weights
 from ggufround.tune.preparing import Settings, Tuning, prepare
-from ggufround_kernels import Rounded, Search
+from ggufround_kernels import Rounded
 from ggufround_kernels.integers import integer_codec
 from ggufround_kernels.microfloat import nvfp4_global_scale
 from ggufround_kernels.mxfp8 import MXFP8
@@ -130,11 +130,11 @@ def rounded_weights(
     return found
 
 
-def searched(kind: QuantType, weights: F32, factor: F32, importance: F32, search: Search = "opt-rtn") -> Rounded:
+def searched(kind: QuantType, weights: F32, factor: F32, importance: F32) -> Rounded:
     """Of one matrix; stacks are not needed here."""
     assert kind.search is not None
     assert len(factor) == len(importance) == 1
-    return kind.search(weights / factor[0], importance[0], search)
+    return kind.search(weights / factor[0], importance[0], "opt-rtn")
 
 
 def main() -> None:
@@ -167,12 +167,12 @@ def main() -> None:
     plan = build(options.model, Options(types=("bf16",), recipe=light))
     plan, tuning = prepare(plan, texts, Settings(threads=options.threads, device="cpu"))
     kept: dict[str, dict[str, Any]] = json.loads(figures.read_text()) if figures.exists() else {}
-    with Reader(open_model(whole, reference).checkpoint) as file, Reader(plan.checkpoint) as reader:
-        tensors, scratch = open_model(whole, reference).checkpoint.tensors, np.empty(0, np.uint8)
+    source, scratch = open_model(whole, reference).checkpoint, np.empty(0, np.uint8)
+    with Reader(source) as file, Reader(plan.checkpoint) as reader:
 
         def given(name: str, first: int, count: int) -> F32:
-            out = np.empty((count, tensors[name].columns), np.float32)
-            file.read_rows(tensors[name], first, count, out, scratch)
+            out = np.empty((count, source.tensors[name].columns), np.float32)
+            file.read_rows(source.tensors[name], first, count, out, scratch)
             return out
 
         for scheme in schemes:
