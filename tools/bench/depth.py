@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Shows that the peak memory of a tuned run does not grow with the number of layers.
 
-    python tools/bench/depth.py MODEL --calib calib.txt [--times 1,4] [--type q2_k] [--flags '--iters 4 --samples 8']
+    python tools/bench/depth.py MODEL --calib calib.txt [--times 1,4] [--type q2_k] [--flags '--iters 2 --samples 4']
 
 MODEL is a real checkpoint, such as models.py writes; deeper ones have its layers several times over. What they say is
-nonsense, but they take a block's memory as any model does. Few steps of few samples are enough for a peak. Exit status
-1 if the largest peak is more than 10 % above the smallest.
+nonsense, but they take a block's memory as any model does. Few steps of few samples are enough for a peak. What is kept
+of all layers lies in memory up to a fixed size and in a file beyond it, so the deeper model may well take less. Exit
+status 1 if any takes more than 10 % more than the first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from convert import Cost, run
 from memory import ALLOWED
 
-FLAGS = "--iters 4 --samples 8 --seqlen 512 --batch-size 2"
+FLAGS = "--iters 2 --samples 4 --seqlen 512 --batch-size 2"
 
 
 def deeper(model: Path, folder: Path, times: int) -> int:
@@ -91,8 +92,8 @@ def main() -> int:
     for layers, cost in figures.items():
         print(f"| {layers} | {cost.peak / 1e6:.0f} MB | {cost.cpu:.0f} s |")
     peaks = [cost.peak for cost in figures.values()]
-    print(f"\nlargest over smallest peak: {max(peaks) / min(peaks):.3f} (allowed: {ALLOWED})")
-    return max(peaks) > ALLOWED * min(peaks)
+    print(f"\nlargest over the first: {max(peaks) / peaks[0]:.3f} (allowed: {ALLOWED})")
+    return max(peaks) > ALLOWED * peaks[0]
 
 
 if __name__ == "__main__":
