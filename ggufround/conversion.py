@@ -27,8 +27,12 @@ from numpy.typing import NDArray
 from ggufround import measure
 from ggufround.checkpoint.reading import Reader
 from ggufround.errors import OutputError, UsageError
-from ggufround.formats.gguf import GGUFSink, Layout, lay_out, remove, scale_name
+from ggufround.formats import checkpoint as checkpoints
+from ggufround.formats import gguf
+from ggufround.formats.partial import remove
+from ggufround.formats.spec import Layout
 from ggufround.journal import Journal
+from ggufround.layer_planning import CheckpointOptions, build_checkpoint
 from ggufround.planning import Options, Plan, build, slabs
 from ggufround.preflight import Run, check_disk, check_paths, check_threads, workers
 from ggufround.resuming import drop_damaged, fingerprint, journal_beside, may_resume
@@ -67,7 +71,7 @@ def convert(
     *,
     type: str = "q4_k_m",  # noqa: A002 - the word that llama.cpp's users know
     recipe: str = "opt-rtn",
-    options: Options | None = None,
+    options: Options | CheckpointOptions | None = None,
     run: Run | None = None,
     progress: Progress | None = None,
     calibration: CalibrationOptions | None = None,
@@ -89,7 +93,7 @@ def convert(
 
 def plan_all(
     model: str | Path,
-    options: Options,
+    options: Options | CheckpointOptions,
     calibration: CalibrationOptions | None = None,
     device: str = "auto",
     run: Run | None = None,
@@ -104,7 +108,7 @@ def plan_all(
     check_threads(run)
     if calibration is not None and not options.calibrated:
         options = replace(options, calibrated=True)
-    plan = build(model, options)
+    plan = plan_of(model, options)
     if calibration is None and not plan.recipe.iterations:
         return plan, None
     from ggufround.tune.extra import require_extra
@@ -118,17 +122,33 @@ def plan_all(
     return prepare(plan, calibration, Settings(device, None, run.threads, run.max_ram, folder))
 
 
+def plan_of(model: str | Path, options: Options | CheckpointOptions) -> Plan:
+    """The plan, from headers alone. Raises what `build` and `build_checkpoint` raise."""
+    return build(model, options) if isinstance(options, Options) else build_checkpoint(model, options)
+
+
 def lay_out_all(plan: Plan, out: Path, split_max_size: int | None = None) -> tuple[Layout, ...]:
-    """The files of every target; `{type}` in `out` is replaced by the mix's name.
+    """The files of every target; in `out`, `{type}` is replaced by the mix's name, `{format}` by the format's.
 
     Raises UsageError where several targets would share a file, and for an `out` without a name.
     """
-    if len(plan.targets) > 1 and "{type}" not in out.name:
-        raise UsageError(f"several types need {{type}} in OUT, e.g. {out.stem}-{{type}}.gguf; got {out}")
     if not out.name:
         raise UsageError(f"OUT {str(out)!r} is no file name; give one such as model.gguf")
-    paths = [out.with_name(out.name.replace("{type}", t.mix.name)) for t in plan.targets]
-    return tuple(lay_out(plan, t, p, split_max_size) for t, p in zip(plan.targets, paths, strict=True))
+    paths = [out.with_name(out.name.format_map(_Names(type=t.mix.name, format=t.format))) for t in plan.targets]
+    if len(set(paths)) < len(paths):
+        what, end = ("formats", "-{format}") if plan.targets[0].layers else ("types", "-{type}.gguf")
+        raise UsageError(f"several {what} need {end[1:].removesuffix('.gguf')} in OUT, e.g. {out.stem}{end}; got {out}")
+    return tuple(
+        (checkpoints if target.layers else gguf).lay_out(plan, target, path, split_max_size)
+        for target, path in zip(plan.targets, paths, strict=True)
+    )
+
+
+class _Names(dict[str, str]):
+    """What braces in OUT stand for; others stay as they are."""
+
+    def __missing__(self, key: str) -> str:
+        return f"{{{key}}}"
 
 
 def carry_out(
@@ -153,7 +173,7 @@ def carry_out(
     with ExitStack() as stack:
         sinks = []
         for layout in layouts:
-            sinks.append(GGUFSink(layout, resume))
+            sinks.append(layout.open(resume))
             stack.callback(sinks[-1].abandon)
         journal = Journal(journal_path, identity, resume)  # the files are locked: no other run has it
         stack.callback(journal.close)
@@ -197,7 +217,7 @@ def _tune_and_convert(
     """Block by block: what the driver hands over is packed and written before it goes on. Returns notes."""
     from ggufround.tune.driver import Driver
 
-    (target,), (sink,) = work.plan.targets, work.sinks
+    target, sink = work.plan.targets[0], work.sinks[0]  # the others have the same types
     slabs_of: dict[str, list[int]] = {}
     for index in range(len(work.slabs)):
         slabs_of.setdefault(work.output(index).name, []).append(index)
@@ -250,11 +270,13 @@ def _find_scales(work: Work, journal: Journal, threads: int) -> None:
         values = largest.setdefault(output.name, np.zeros(experts, np.float32))
         expert = expert_of(output, slab)
         values[expert] = max(values[expert], journal.absmax[index])
+    for name, group in {n: g for t in work.plan.targets for n, g in t.together.items()}.items():
+        largest[name] = np.max([largest[n] for t in work.plan.targets for n, g in t.together.items() if g == group], 0)
     for name, values in largest.items():
         work.scales[name] = np.array([nvfp4_global_scale(v) for v in values], np.float32)
         for target, sink in zip(work.plan.targets, work.sinks, strict=True):
             if name in target.scaled:
-                sink.write(scale_name(name), 0, work.scales[name].data)
+                sink.write_scale(name, work.scales[name])
 
 
 def _verify(work: Work, journal: Journal, threads: int) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from ggufround.quants.mixes import (
     needs_imatrix,
 )
 from ggufround.quants.mixes import mix as mix_named
+from ggufround.quants.schemes import Layers, Scheme
 from ggufround.quants.spec import QuantType
 from ggufround.quants.types import QUANT_TYPES
 from ggufround.recipes import Recipe, recipe
@@ -62,13 +63,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Target:
-    """One quantised model: the type of every output, and the metadata of its file."""
+    """One quantised model: the type of every output, and the metadata of its file (of a checkpoint: its provenance)."""
 
-    mix: Mix
+    mix: Mix | Scheme
     types: Mapping[str, QuantType]
     choices: Mapping[str, Choice]
     metadata: Mapping[str, Field]
     scaled: frozenset[str] = frozenset()  # outputs that get a global scale in a tensor of their own (NVFP4)
+    together: Mapping[str, str] = field(default_factory=dict)  # scaled outputs that share it, by a name of the group
+    format: str = "gguf"
+    layers: Layers | None = None  # of a checkpoint format
 
 
 @dataclass(frozen=True)
@@ -328,14 +332,14 @@ def _metadata(
         out["ggufround.overrides"] = array(Kind.STRING, _wishes(options.overrides))
     if importance is not None and options.imatrix is not None:
         out["ggufround.imatrix.sha256"] = string(hashlib.sha256(options.imatrix.read_bytes()).hexdigest())
-    out["ggufround.source"] = string(_source_name(checkpoint))
+    out["ggufround.source"] = string(source_name(checkpoint))
     out["ggufround.source.config_sha256"] = string(side_files_digest(checkpoint))
     out["ggufround.source.weights_sha256"] = string(DIGEST)
     out["ggufround.data_sha256"] = string(DIGEST)
     return out
 
 
-def _source_name(checkpoint: Checkpoint) -> str:
+def source_name(checkpoint: Checkpoint) -> str:
     """The hub id, or the base name of a local model: where it lies is nobody's business."""
     name = checkpoint.root.name if Path(checkpoint.source).exists() else checkpoint.source
     return os.fsencode(name).decode(errors="replace")
@@ -396,15 +400,20 @@ def describe(plan: Plan) -> dict[str, Any]:
         "targets": [
             {
                 "mix": t.mix.name,
+                "format": t.format,
                 "tensors": [
-                    {"name": o.name, "shape": list(o.shape), "type": t.types[o.name].name,
-                     "why": t.choices[o.name].reason, "fallback_from": t.choices[o.name].fallback_from}
+                    {"name": o.name, "shape": list(o.shape), "type": t.types[o.name].name} | _reason(t, o.name)
                     for o in plan.outputs
                 ],
             }
             for t in plan.targets
         ],
     }  # fmt: skip
+
+
+def _reason(target: Target, name: str) -> dict[str, Any]:
+    choice = target.choices.get(name)
+    return {} if choice is None else {"why": choice.reason, "fallback_from": choice.fallback_from}
 
 
 __all__ = ["DIGEST", "SLAB", "Options", "Plan", "Slab", "Target", "build", "describe", "slabs"]

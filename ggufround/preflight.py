@@ -10,7 +10,7 @@ from pathlib import Path
 from ggufround import measure
 from ggufround.checkpoint.reading import scratch_bytes
 from ggufround.errors import OutputError, UsageError
-from ggufround.formats.gguf import Layout
+from ggufround.formats.spec import Layout
 from ggufround.planning import Plan, Slab, rows_of
 from ggufround.resuming import journal_beside
 
@@ -51,10 +51,29 @@ def check_paths(plan: Plan, layouts: tuple[Layout, ...], more: tuple[Path, ...] 
                 raise UsageError(f"OUT {path} is a folder; give a file name such as {path / 'model.gguf'}")
             if path.exists() and not path.is_file():
                 raise UsageError(f"OUT {path} is a device or pipe, which cannot become a model; give a file name")
-        if not folder.is_dir():
-            raise UsageError(f"the folder {folder} does not exist; create it first")
+        folder = folder if folder.is_dir() else _to_be_made(folder, layouts)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"no permission to write into {folder}")
+    for layout in layouts:
+        _check_own_folder(layout)
+
+
+def _to_be_made(folder: Path, layouts: tuple[Layout, ...]) -> Path:
+    """The folder in which a checkpoint's own will be made."""
+    own = any(layout.own_names() is not None and layout.files[0].path.parent == folder for layout in layouts)
+    if own and folder.parent.is_dir() and not folder.exists():
+        return folder.parent
+    missing = folder.parent if own else folder
+    raise UsageError(f"the folder {missing} does not exist; create it first")
+
+
+def _check_own_folder(layout: Layout) -> None:
+    """Raises UsageError for a folder that holds what is not of this output: it would be mixed up with it."""
+    names, folder = layout.own_names(), layout.files[0].path.parent
+    if names is None or not folder.is_dir():
+        return
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in names):
+        raise UsageError(f"{folder} holds something else ({others[0]}); give an empty or a new folder")
 
 
 def _sources(plan: Plan) -> set[Path]:
@@ -75,7 +94,7 @@ def check_disk(layouts: tuple[Layout, ...]) -> None:
         present = file.partial.stat().st_blocks * 512 if file.partial.exists() else 0  # gone on with or written over
         needed[file.path.parent] = needed.get(file.path.parent, 0) + max(0, file.size - present)
     for folder, size in needed.items():
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
         if size > free:
             raise OutputError(
                 f"{folder} has {free / 1e6:,.1f} MB free, the output takes {size / 1e6:,.1f} MB; free some space or "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufround.errors import UsageError
-from ggufround.formats.gguf import Layout
+from ggufround.formats.spec import Layout
 from ggufround.journal import Done, Journal, fingerprint_of
 from ggufround.planning import Plan, describe
 
@@ -30,8 +30,7 @@ def fingerprint(plan: Plan, layouts: tuple[Layout, ...]) -> str:
         state = path.stat()
         total.update(f"{path.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     for layout in layouts:
-        for file in layout.files:
-            total.update(file.header.data)
+        total.update(layout.identity())
     return total.hexdigest()
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ggufround.arch.spec import Output
 from ggufround.checkpoint.reading import DECODERS, Reader
 from ggufround.errors import WeightError
-from ggufround.formats.gguf import GGUFSink
+from ggufround.formats.spec import Sink
 from ggufround.journal import Done
 from ggufround.planning import Plan, Slab, Target, is_copy
 from ggufround.preflight import workspace_bytes
@@ -44,7 +44,7 @@ class Work:
     plan: Plan
     slabs: tuple[Slab, ...]
     reader: Reader
-    sinks: tuple[GGUFSink, ...]  # one a target
+    sinks: tuple[Sink, ...]  # one a target
     spaces: queue.SimpleQueue[Workspace]
     scales: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # output name -> [experts]
     importance: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # of calibration: name -> [experts, n]
@@ -87,12 +87,13 @@ def convert_slab(work: Work, index: int) -> Done:
     with work.space() as space:
         weights, raw = read_slab(work, index, space)
         source = hashlib.sha256(raw).hexdigest()
-        crcs = []
+        crcs: list[int] = []
+        packed: QuantType | None = None
+        rows = raw
         for target, sink in zip(work.plan.targets, work.sinks, strict=True):
-            if weights is None:
-                rows = raw
-            else:
-                rows = _packed(work, slab, output, target, weights, space.packed).data
+            kind = target.types[output.name]
+            if weights is not None and kind is not packed:
+                rows, packed = _packed(work, slab, output, target, weights, space.packed).data, kind
             sink.write(output.name, slab.first, rows)
             crcs.append(zlib.crc32(rows))
     return Done(index, source, tuple(crcs))
@@ -161,7 +162,7 @@ def _packed(
     return rows.reshape(-1)
 
 
-def read_weights(work: Work, sink: GGUFSink, name: str, first: int, count: int) -> NDArray[np.float32]:
+def read_weights(work: Work, sink: Sink, name: str, first: int, count: int) -> NDArray[np.float32]:
     """Rows of an output as the file holds them now, float32 [count, columns], global scales included."""
     place = sink.places[name]
     out = np.empty((count, place.shape[-1]), np.float32)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufround import measure
 from ggufround.errors import not_written
-from ggufround.formats.gguf import Layout
+from ggufround.formats.spec import Layout
 
 if TYPE_CHECKING:
     from ggufround.tune.blocks import Losses

@@ -21,6 +21,7 @@ LAYERS = (
     ("recipes", "quants", "checkpoint", "arch", "tokenizer", "measure"),
     ("planning",),
     ("formats", "tune"),
+    ("layer_planning",),
     ("journal", "preflight", "resuming", "slab_work", "tuning_log"),
     ("conversion",),
     ("evaluate",),

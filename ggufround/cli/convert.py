@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +12,10 @@ import typer
 
 from ggufround.cli import show
 from ggufround.cli.values import Flags, Json, Model, takes_flags
-from ggufround.conversion import Report, carry_out, lay_out_all, plan_all
+from ggufround.conversion import Report, carry_out, lay_out_all, plan_all, plan_of
 from ggufround.errors import MissingExtraError
-from ggufround.formats.gguf import Layout
-from ggufround.planning import Plan, build, describe, slabs
+from ggufround.formats.spec import Layout
+from ggufround.planning import Plan, describe, slabs
 from ggufround.preflight import Run, check_disk, check_paths, expected_seconds, memory_needed, workers
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 @takes_flags
 def convert_command(
     model: Model,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .gguf to write; {type} stands for the type's name.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="The .gguf or folder to write; {type} and {format} stand for names.",
+        ),
+    ],
     flags: Flags,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; same as `plan`.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard an unfinished run instead of going on.")] = False,
@@ -66,7 +73,7 @@ def _planned(model: str, flags: Flags, run: Run) -> tuple[Plan, Tuning | None]:
     try:
         return plan_all(model, flags.options(), flags.calibration(), flags.device, run)
     except MissingExtraError as error:
-        plan = build(model, flags.options())
+        plan = plan_of(model, flags.options())
         return replace(plan, notes=(*plan.notes, f"text and blocks were not checked: {error}")), None
 
 
@@ -96,7 +103,7 @@ def _show_plan(plan: Plan, tuning: Tuning | None, out: Path, run: Run, json: boo
         size: Counter[str] = Counter()
         for place in layout.places.values():
             count[place.type.name] += 1
-            weights[place.type.name] += place.nbytes // place.type.nbytes * place.type.block
+            weights[place.type.name] += prod(place.shape)
             size[place.type.name] += place.nbytes
         show.table(
             f"{layout.target.mix.name}, recipe {plan.recipe.name}: {layout.size:,} bytes ({show.human(layout.size)}), "
@@ -146,5 +153,5 @@ def _show_report(report: Report, json: bool) -> None:
 
 
 def _bpw(layout: Layout) -> float:
-    weights = sum(p.nbytes // p.type.nbytes * p.type.block for p in layout.places.values())
+    weights = sum(prod(p.shape) for p in layout.places.values())
     return 8 * sum(p.nbytes for p in layout.places.values()) / max(1, weights)

@@ -14,9 +14,11 @@ import typer
 
 from ggufround.cli.calibration_flags import Calib, Chat, Samples, Seed, Seqlen, calibration_options
 from ggufround.errors import UsageError
+from ggufround.layer_planning import CheckpointOptions
 from ggufround.planning import Options
 from ggufround.preflight import Run
 from ggufround.quants.mixes import Overrides, tensor_types, type_name
+from ggufround.quants.schemes import Scheme, changed, scheme
 from ggufround.recipes import Recipe, recipe
 
 if TYPE_CHECKING:
@@ -45,6 +47,20 @@ EmbeddingType = Annotated[
     str | None, typer.Option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
 ]
 LeaveOutput = Annotated[bool, typer.Option("--leave-output-tensor", help="Do not quantise output.weight.")]
+Format = Annotated[
+    str,
+    typer.Option("--format", help="gguf, or checkpoint format(s) as in `ggufround list formats`, e.g. auto_round,mlx."),
+]
+SchemeName = Annotated[
+    str | None, typer.Option("--scheme", help="Of a checkpoint format: W4A16 (default), W2A16G64, MXFP4, NVFP4, ...")
+]
+Bits = Annotated[int | None, typer.Option("--bits", help="Of a checkpoint format: bits of a weight.")]
+GroupSize = Annotated[int | None, typer.Option("--group-size", help="Weights that share a scale; -1: a whole row.")]
+Symmetric = Annotated[bool | None, typer.Option("--sym/--asym", help="Without or with zero points.")]
+QuantHead = Annotated[bool, typer.Option("--quant-lm-head", help="Quantise lm_head too.")]
+Ignore = Annotated[
+    list[str] | None, typer.Option("--ignore", metavar="PATTERN", help="Keep matching layers in 16 bits; repeatable.")
+]
 Pure = Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")]
 Imatrix = Annotated[Path | None, typer.Option("--imatrix", help="Importance matrix, .gguf or .dat, from llama.cpp.")]
 Pre = Annotated[str | None, typer.Option("--pre", metavar="NAME", help="Pre-tokenizer, where it is not recognised.")]
@@ -86,9 +102,25 @@ class Flags:
     threads: Threads = None
     max_ram: MaxRam = None
     split_max_size: SplitMaxSize = None
+    format_: Format = "gguf"
+    scheme: SchemeName = None
+    bits: Bits = None
+    group_size: GroupSize = None
+    sym: Symmetric = None
+    quant_lm_head: QuantHead = False
+    ignore: Ignore = None
 
-    def options(self) -> Options:
-        """As Options. Raises UsageError for what can be seen without the model."""
+    def options(self) -> Options | CheckpointOptions:
+        """Those of a GGUF file or of a checkpoint. Raises UsageError for what can be seen without the model."""
+        if self.format_.lower() != "gguf":
+            return self._checkpoint_options()
+        self._refuse(
+            "is for checkpoint formats (--format), not for GGUF",
+            {
+                "--scheme": self.scheme, "--bits": self.bits, "--group-size": self.group_size, "--sym/--asym": self.sym,
+                "--quant-lm-head": self.quant_lm_head or None, "--ignore": self.ignore or None,
+            },
+        )  # fmt: skip
         entries = list(self.tensor_type or ())
         if self.tensor_type_file is not None:
             entries += _read_entries(self.tensor_type_file)
@@ -102,6 +134,30 @@ class Flags:
         types = tuple(t.strip() for t in self.type_.split(",") if t.strip())
         chosen = self.chosen_recipe()
         return Options(types, chosen, overrides, self.imatrix, self.pre, self.arch, calibrated=self.calib is not None)
+
+    def _checkpoint_options(self) -> CheckpointOptions:
+        self._refuse(
+            f"is for GGUF, not for --format {self.format_}",
+            {
+                "--tensor-type-file": self.tensor_type_file, "--output-tensor-type": self.output_tensor_type,
+                "--token-embedding-type": self.token_embedding_type, "--imatrix": self.imatrix, "--pre": self.pre,
+                "--leave-output-tensor": self.leave_output_tensor or None, "--pure": self.pure or None,
+                "--type": None if self.type_ == "q4_k_m" else self.type_, "--arch": self.arch,
+            },
+        )  # fmt: skip
+        chosen = changed(scheme(self.scheme or "W4A16"), self.bits, self.group_size, self.sym)
+        layers = tuple(_layer(entry, chosen) for entry in self.tensor_type or ())
+        layers += tuple((pattern, None) for pattern in self.ignore or ())
+        formats = tuple(f.strip() for f in self.format_.split(",") if f.strip())
+        return CheckpointOptions(
+            chosen, formats, self.chosen_recipe(), layers, self.quant_lm_head, calibrated=self.calib is not None
+        )
+
+    def _refuse(self, why: str, given: dict[str, object]) -> None:
+        """Raises UsageError for the first flag that was given."""
+        for flag, value in given.items():
+            if value is not None:
+                raise UsageError(f"{flag} {why}")
 
     def chosen_recipe(self) -> Recipe:
         """The recipe with what was given in place of its numbers. Raises UsageError."""
@@ -181,3 +237,13 @@ def _read_entries(path: Path) -> list[str]:
 
 def _kind(text: str | None) -> str | None:
     return None if text is None else type_name(text)
+
+
+def _layer(entry: str, default: Scheme) -> tuple[str, Scheme | None]:
+    """PATTERN=SCHEME, PATTERN=BITS, or PATTERN=16 for what stays as it is."""
+    pattern, _, value = entry.rpartition("=")
+    if not pattern:
+        raise UsageError(f"--layer {entry!r}: must be PATTERN=SCHEME, such as 'down_proj=W8A16', or PATTERN=16")
+    if value.lower() in ("16", "bf16", "f16"):
+        return pattern, None
+    return pattern, changed(default, bits=int(value)) if value.isdigit() else scheme(value)

@@ -6,23 +6,21 @@ offsets in any order, from any thread. Until `close` has synced everything, the 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
-from ggufround.errors import InputError, UsageError, not_written
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufround.errors import InputError, UsageError
+from ggufround.formats.partial import Buffer, PartialFiles
 from ggufround.gguf_file import MAX_NAME, Field, Header, Kind, TensorInfo, encode_header, padded
 from ggufround.planning import Plan, Target
 from ggufround.quants.mixes import visiting_order
 from ggufround.quants.spec import QuantType
 from ggufround.quants.types import QUANT_TYPES
-
-Buffer = bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,13 @@ class GGUFFile:
     def partial(self) -> Path:
         return self.path.with_name(self.path.name + ".partial")
 
+    @property
+    def head(self) -> bytes:
+        return self.header.data
+
 
 @dataclass(frozen=True)
-class Layout:
+class GGUFLayout:
     """All files of one target; more than one only under --split-max-size."""
 
     target: Target
@@ -71,13 +73,23 @@ class Layout:
     def size(self) -> int:
         return sum(f.size for f in self.files)
 
+    def identity(self) -> bytes:
+        return b"".join(file.head for file in self.files)
+
+    def own_names(self) -> frozenset[str] | None:
+        return None
+
+    def open(self, resume: bool) -> GGUFSink:
+        """The sink that writes them."""
+        return GGUFSink(self, resume)
+
 
 def scale_name(name: str) -> str:
     """The tensor that holds the global scale of `name`: blk.3.attn_q.weight -> blk.3.attn_q.scale."""
     return name.removesuffix(".weight") + ".scale"
 
 
-def lay_out(plan: Plan, target: Target, out: Path, split_max_size: int | None = None) -> Layout:
+def lay_out(plan: Plan, target: Target, out: Path, split_max_size: int | None = None) -> GGUFLayout:
     """Offsets and headers of all files of `target`, exact to the byte.
 
     Raises InputError for a tensor that the C reader would refuse, UsageError for a split smaller than a tensor.
@@ -103,7 +115,7 @@ def lay_out(plan: Plan, target: Target, out: Path, split_max_size: int | None = 
             metadata["split.count"] = Field(Kind.U16, len(groups))
             metadata["split.tensors.count"] = Field(Kind.I32, len(rows))
         files.append(_file(path, number, metadata, group))
-    return Layout(target, tuple(files))
+    return GGUFLayout(target, tuple(files))
 
 
 def split_path(out: Path, number: int, count: int) -> Path:
@@ -142,125 +154,42 @@ def _file(path: Path, number: int, metadata: Mapping[str, Field], group: list[Pl
     return GGUFFile(path, header, base + offset, places)
 
 
-class Sink(Protocol):
-    """What the loop needs of a format: rows go in at any time and in any order, from any thread."""
-
-    def write(self, name: str, first_row: int, rows: Buffer) -> None: ...
-    def sync(self) -> None: ...
-    def close(self, digests: Mapping[str, str]) -> None: ...
-    def abandon(self) -> None: ...
-
-
 class GGUFSink:
     """The open .partial files of one layout, locked. With `resume` they must exist with the right size.
 
     Raises UsageError where another run has them, OutputError where they cannot be written.
     """
 
-    def __init__(self, layout: Layout, resume: bool) -> None:
+    def __init__(self, layout: GGUFLayout, resume: bool) -> None:
         self.layout = layout
         self.places = layout.places
-        self._fds: list[int] = []
-        try:
-            for file in layout.files:
-                self._fds.append(os.open(file.partial, os.O_RDWR | (0 if resume else os.O_CREAT), 0o666))
-                _claim(self._fds[-1], file.partial)
-            if not resume:
-                for fd, file in zip(self._fds, layout.files, strict=True):
-                    os.ftruncate(fd, 0)
-                    os.ftruncate(fd, file.size)
-            self.write_headers()
-        except UsageError:
-            self.abandon()
-            raise
-        except OSError as error:
-            self.abandon()
-            raise not_written(error, f"cannot write {file.partial}") from error
+        self._files = PartialFiles(layout.files, resume)
 
     def write(self, name: str, first_row: int, rows: Buffer) -> None:
         """Stores packed rows of tensor `name`. Raises OutputError naming the tensor; the partial file stays."""
         place = self.places[name]
-        try:
-            _write_all(self._fds[place.file], rows, place.offset + first_row * place.row_bytes)
-        except OSError as error:
-            raise not_written(error, f"cannot write tensor {name}") from error
+        self._files.write(place.file, rows, place.offset + first_row * place.row_bytes, f"tensor {name}")
+
+    def write_scale(self, name: str, scales: NDArray[np.float32]) -> None:
+        """Stores the global scales of tensor `name`, [matrices]."""
+        self.write(scale_name(name), 0, scales.data)
 
     def read(self, name: str, first_row: int, rows: int) -> bytes:
         """Packed rows as they are in the file now (for a resume and for the final check)."""
         place = self.places[name]
-        start = place.offset + first_row * place.row_bytes
-        return os.pread(self._fds[place.file], rows * place.row_bytes, start)
-
-    def write_headers(self) -> None:
-        """Puts every file's header in place, with room where the digests will be."""
-        for fd, file in zip(self._fds, self.layout.files, strict=True):
-            _write_all(fd, file.header.data, 0)
+        return self._files.read(place.file, rows * place.row_bytes, place.offset + first_row * place.row_bytes)
 
     def sync(self) -> None:
         """Has the disk take what was written so far, while something else is done. Raises OutputError."""
-        for fd, file in zip(self._fds, self.layout.files, strict=True):
-            try:
-                os.fsync(fd)
-            except OSError as error:
-                raise not_written(error, f"cannot write {file.partial}") from error
+        self._files.sync()
 
     def close(self, digests: Mapping[str, str]) -> None:
-        """Fills in the digests, syncs, and gives the files their names. Nothing bears the name before."""
-        try:
-            for number, (fd, file) in enumerate(zip(self._fds, self.layout.files, strict=True)):
-                if number == 0:
-                    for key, text in digests.items():
-                        _write_all(fd, text.encode(), file.header.values[key])
-                os.fsync(fd)
-            for file in self.layout.files:
-                os.replace(file.partial, file.path)
-            for folder in {f.path.parent for f in self.layout.files}:
-                _sync_folder(folder)
-        except OSError as error:
-            raise not_written(error, f"cannot finish {file.path}") from error
-        finally:
-            self.abandon()
+        """Fills in the digests, for which the first header has room, syncs, and gives the files their names."""
+        first = self.layout.files[0]
+        for key, text in digests.items():
+            self._files.write(0, text.encode(), first.header.values[key], str(first.partial))
+        self._files.close()
 
     def abandon(self) -> None:
         """Closes the files as they are; a later run can go on with them."""
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
-
-
-def remove(paths: Iterable[Path]) -> None:
-    """Deletes the files that exist."""
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-
-
-def _write_all(fd: int, data: Buffer, offset: int) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _claim(fd: int, path: Path) -> None:
-    """Locks a file until it is closed, by whatever death. Raises UsageError where another run has it.
-
-    That run may have finished and renamed the file between our opening it and its unlocking it.
-    """
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = path.exists() and os.path.samestat(path.stat(), os.fstat(fd))
-    except BlockingIOError:
-        ours = False
-    except OSError:  # a file system without locks
-        return
-    if not ours:
-        raise UsageError(f"another run is writing {path}; wait until it has ended, or choose another name")
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        self._files.abandon()

@@ -21,7 +21,6 @@ from torch import nn
 
 from ggufround.checkpoint.reading import Reader
 from ggufround.planning import Plan, Target
-from ggufround.quants.grids import GRIDS
 from ggufround.tune import device as devices
 from ggufround.tune.activations import Activations, runs
 from ggufround.tune.blocks import Losses, Pair, Scene, Unit, fixed_columns, micro_batch, tune_block
@@ -236,7 +235,7 @@ class Driver:
         units = []
         for segment in segments(self.skeleton.places(i), self.plan.outputs):
             kind = self.target.types[segment.output]
-            if kind.name not in GRIDS or kind.search is None:
+            if kind.grid is None or kind.search is None:
                 continue
             parameter = module.get_parameter(segment.parameter)
             rows = parameter.data.view(-1, parameter.shape[-1])[segment.first : segment.last]
@@ -246,7 +245,7 @@ class Driver:
             true = np.ascontiguousarray(rows.cpu().numpy() / np.float32(factor), np.float32)
             start = kind.search(true, weighing, self.recipe.search)
             fixed = fixed_columns(weighing).to(self.device)
-            units.append(Unit(segment, Latents(GRIDS[kind.name], rows, start, factor), parameter, start, fixed))
+            units.append(Unit(segment, Latents(kind.grid, rows, start, factor), parameter, start, fixed))
         return units
 
 

@@ -55,7 +55,7 @@ def prepare(plan: Plan, texts: CalibrationOptions, settings: Settings) -> tuple[
     calibration text, UsageError for several types at once, an absent device, or too little memory for one block.
     """
     require_extra()
-    if len(plan.targets) > 1:
+    if any(target.types != plan.targets[0].types for target in plan.targets):
         names = ", ".join(t.mix.name for t in plan.targets)
         raise UsageError(f"calibration and tuning take one type at a time, not {names}; run them one after the other")
     device = devices.choose(settings.device)

@@ -13,6 +13,7 @@ from ggufround_kernels import (
 from ggufround_kernels.checked import checked
 from ggufround_kernels.codec import Codec, Search
 from ggufround_kernels.floats import FLOATS, absmax, first_nonfinite, widen_bf16
+from ggufround_kernels.fp4 import FP4
 from ggufround_kernels.grouped import GroupCodec
 from ggufround_kernels.integers import integer_codec
 from ggufround_kernels.microfloat import nvfp4_global_scale
@@ -26,6 +27,7 @@ CODECS: dict[str, Codec] = {name: checked(name, codec) for module in _MODULES fo
 __all__ = [
     "CODECS",
     "FLOATS",
+    "FP4",
     "MXFP8",
     "Codec",
     "GroupCodec",

@@ -1,19 +1,22 @@
-"""GroupCodec: the functions of a type that has no block of bytes of its own, since each file format packs it anew.
+"""GroupCodec: the functions of a type that has no block of bytes of its own, since each file format arranges it anew.
 
-The weights of a row lie in groups of `group` neighbours that share a scale, and a zero point where the type has one. A
-packer takes the codes, scales and zero points of `Rounded` as they are.
+The weights of a row lie in groups of `group` neighbours that share a scale, and a zero point where the type has one.
+Between the search and a file's arrangement a row is one record: the stream of its codes, then the scales of all groups,
+then their zero points. `fields` gives the parts of many such rows as arrays, and `record` puts them together again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufround_kernels.checked import _check_search, _expect, _matrix
-from ggufround_kernels.codec import F32, Search
+from ggufround_kernels.codec import F32, U8, Search
+from ggufround_kernels.packing import pack_bits, unpack_bits
 from ggufround_kernels.rounded import Rounded
 
 
@@ -22,7 +25,7 @@ class GroupCodec(NamedTuple):
     (shared by all rows). Nothing that is passed in is modified. Thread-safe; the GIL is released.
 
     `Rounded` holds codes uint8 [rows, n] and, of each group [rows, n / group], `d` (float16 values) and, where not
-    `sym`, `mins` (the zero point), or `scales` (E8M0)."""
+    `sym`, `mins` (the zero point), or `scales` (E8M0, E4M3)."""
 
     name: str
     bits: int
@@ -30,26 +33,93 @@ class GroupCodec(NamedTuple):
     sym: bool
     search: Callable[[F32, F32 | None, Search], Rounded]
     dequantise: Callable[[Rounded], F32]  # -> [rows, n]
+    half: bool = True  # scales are float16, not bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a group in a record. ValueError for a group whose codes do not fill whole bytes."""
+        if self.group % 8:
+            raise ValueError(f"groups of {self.group} weights cannot be stored; must be a multiple of 8")
+        return self.group * self.bits // 8 + (2 if self.half else 1) + (not self.sym)
+
+    def pack(self, rounded: Rounded, out: U8) -> None:
+        """Records, uint8 [rows, n // group * nbytes], of what a search or the tuner found."""
+        scales = rounded.scales if rounded.d is None else rounded.d.astype(np.float16)
+        assert scales is not None
+        record(self, Fields(pack_bits(rounded.codes, self.bits), scales, rounded.mins), out)
+
+    def unpack(self, packed: U8, out: F32) -> None:
+        """The weights, float32 [rows, n], of records."""
+        out[:] = self.dequantise(rounded(self, fields(self, packed)))
+
+    def quantize(self, weights: F32, importance: F32 | None, search: Search, out: U8) -> None:
+        """Search, then pack."""
+        self.pack(self.search(weights, importance, search), out)
 
 
-def checked(codec: GroupCodec) -> GroupCodec:
-    """The codec with its arguments checked: wrong shapes, dtypes, layouts or names raise ValueError before any work."""
+class Fields(NamedTuple):
+    """Of rows [rows, n]: the stream of codes, uint8 [rows, n * bits / 8]; each group's scale, float16 or uint8
+    [rows, n / group]; its zero point, uint8, where the type has one."""
+
+    stream: U8
+    scales: NDArray[np.float16] | U8
+    zeros: U8 | None = None
+
+
+def fields(codec: GroupCodec, packed: U8) -> Fields:
+    """The parts of records."""
+    groups = packed.shape[1] // codec.nbytes
+    size = codec.group * codec.bits // 8 * groups
+    wide = groups * (2 if codec.half else 1)
+    scales = np.ascontiguousarray(packed[:, size : size + wide])
+    return Fields(
+        packed[:, :size], scales.view(np.float16) if codec.half else scales,
+        None if codec.sym else packed[:, size + wide :],
+    )  # fmt: skip
+
+
+def record(codec: GroupCodec, parts: Fields, out: U8) -> None:
+    """Puts the parts of rows together, in `out`, uint8 [rows, n // group * nbytes]."""
+    size = parts.stream.shape[1]
+    scales = np.ascontiguousarray(parts.scales).view(np.uint8)
+    out[:, :size], out[:, size : size + scales.shape[1]] = parts.stream, scales
+    if not codec.sym:
+        assert parts.zeros is not None
+        out[:, size + scales.shape[1] :] = parts.zeros
+
+
+def rounded(codec: GroupCodec, parts: Fields) -> Rounded:
+    """The parts of rows as a search gives them."""
+    codes = unpack_bits(parts.stream, codec.bits)
+    if codec.half:
+        return Rounded(codes, d=parts.scales.astype(np.float32), mins=_own(parts.zeros))
+    return Rounded(codes, scales=_own(parts.scales))
+
+
+def _own(values: Any) -> Any:
+    return None if values is None else np.ascontiguousarray(values)
+
+
+def checked(codec: GroupCodec, multiple: int | None = None) -> GroupCodec:
+    """The codec with its arguments checked: wrong shapes, dtypes, layouts or names raise ValueError before any work.
+    Rows must be a multiple of `multiple` weights long, of a group where it is not given."""
     name, group = codec.name, codec.group
+    multiple = multiple or group
 
     def search(weights: F32, importance: F32 | None, search: Search) -> Rounded:
-        _, n = _matrix(name, "weights", weights, np.float32, group)
+        _, n = _matrix(name, "weights", weights, np.float32, multiple)
         _check_search(name, importance, search, n)
         return codec.search(weights, importance, search)
 
     @cache
     def example() -> Rounded:
-        return codec.search(np.zeros((1, group), np.float32), None, "rtn")
+        return codec.search(np.zeros((1, multiple), np.float32), None, "rtn")
 
     def dequantise(rounded: Rounded) -> F32:
-        rows, n = _matrix(name, "codes", rounded.codes, np.uint8, group)
+        rows, n = _matrix(name, "codes", rounded.codes, np.uint8, multiple)
         for field, given, like in zip(Rounded._fields, rounded, example(), strict=True):
             if like is not None:
-                _expect(name, field, given, like.dtype, (rows, n // group * like.shape[1]))
+                _expect(name, field, given, like.dtype, (rows, n // multiple * like.shape[1]))
         return codec.dequantise(rounded)
 
     return codec._replace(search=search, dequantise=dequantise)

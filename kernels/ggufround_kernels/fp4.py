@@ -1,0 +1,135 @@
+"""MXFP4 and NVFP4 as safetensors checkpoints hold them: codes of neighbours side by side, and the rounding of their
+own runtimes, which is not llama.cpp's (microfloat.py has that): to the nearest value, halves to even, and a zero
+keeps its sign.
+
+MXFP4, `rtn`: the OCP standard's exponent, which puts the largest magnitude into [4, 8) steps; what is above 6 is cut
+off to it. A group of zeros gets AutoRound's exponent. NVFP4, `rtn`: the E4M3 nearest to largest / 6, the weights having
+been divided by the tensor's global scale.
+
+`opt-rtn` chooses scales as microfloat.py does, and then rounds in the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ggufround_kernels import grouped, microfloat
+from ggufround_kernels._jit import kernel
+from ggufround_kernels._lanes import LANES, absolute, bits, nearest, select, smaller
+from ggufround_kernels._vector import lane_of, load_at, peak, peaks16, store_at
+from ggufround_kernels.codec import F32, Search
+from ggufround_kernels.grouped import GroupCodec
+from ggufround_kernels.microfloat import half_ue4m3, ue4m3_nearest, values_of
+from ggufround_kernels.mxfp8 import power
+from ggufround_kernels.rounded import Rounded
+
+MX_GROUP, NV_GROUP, NV_BLOCK = 32, 16, 64
+ZERO = np.float32(0)
+TOP = np.float32(6)
+ZEROS_E = 126  # AutoRound's exponent of a group of zeros
+
+
+@kernel
+def codes_of(y: Any) -> Any:
+    """i32: the codes of weights in steps of their scale."""
+    a = smaller(absolute(y), TOP)
+    fine, whole, coarse = nearest(a + a), nearest(a) + 2, nearest(a * np.float32(0.5)) + 4
+    code = select(a < np.float32(2), fine, select(a < np.float32(4), whole, coarse))
+    return code | ((bits(y) >> 28) & 8)
+
+
+@kernel
+def mx_codes(weights: Any, scales: Any, codes: Any) -> None:
+    for g in range(scales.size):
+        e = np.int64(scales[g])
+        store_at(codes, g * MX_GROUP, codes_of(load_at(weights, g * MX_GROUP) * power(127 - e)))
+
+
+@kernel
+def mx_exponents(weights: Any, scales: Any) -> None:
+    for g in range(scales.size):
+        largest = peak(absolute(load_at(weights, g * MX_GROUP)))
+        scales[g] = max(microfloat.exponent_of(largest) + 125, 0) if largest > ZERO else ZEROS_E
+
+
+@kernel
+def nv_scales(weights: Any, scales: Any) -> None:
+    for v in range(scales.size // 2):
+        code = ue4m3_nearest(peaks16(absolute(load_at(weights, v * LANES))) / TOP)
+        scales[2 * v] = lane_of(code, 0)
+        scales[2 * v + 1] = lane_of(code, NV_GROUP)
+
+
+@kernel
+def nv_codes(weights: Any, scales: Any, units: Any, codes: Any) -> None:
+    for v in range(scales.size // 2):
+        units[:NV_GROUP], units[NV_GROUP:] = scales[2 * v], scales[2 * v + 1]
+        d = half_ue4m3(load_at(units, 0))
+        inverse = select(d > ZERO, np.float32(0.5) / d, ZERO)
+        store_at(codes, v * LANES, codes_of(load_at(weights, v * LANES) * inverse))
+
+
+@kernel
+def mx_decode(codes: Any, scales: Any, weights: Any) -> None:
+    for g in range(scales.size):
+        unit = power(np.int64(scales[g]) - 127) * np.float32(0.5)
+        store_at(weights, g * MX_GROUP, values_of(load_at(codes, g * MX_GROUP)) * unit)
+
+
+@kernel
+def nv_decode(codes: Any, scales: Any, units: Any, weights: Any) -> None:
+    for v in range(scales.size // 2):
+        units[:NV_GROUP], units[NV_GROUP:] = scales[2 * v], scales[2 * v + 1]
+        store_at(weights, v * LANES, values_of(load_at(codes, v * LANES)) * half_ue4m3(load_at(units, 0)))
+
+
+def _units() -> Any:
+    return np.empty(LANES, np.uint8)
+
+
+def _search_mx(weights: F32, importance: F32 | None, search: Search) -> Rounded:
+    rows, n = weights.shape
+    if search == "opt-rtn":
+        scales = microfloat.CODECS["MXFP4"].search(weights, importance, search).scales
+        assert scales is not None
+    else:
+        scales = np.empty((rows, n // MX_GROUP), np.uint8)
+        mx_exponents(weights.reshape(-1), scales.reshape(-1))
+    codes = np.empty((rows, n), np.uint8)
+    mx_codes(weights.reshape(-1), scales.reshape(-1), codes.reshape(-1))
+    return Rounded(codes, scales=scales)
+
+
+def _search_nv(weights: F32, importance: F32 | None, search: Search) -> Rounded:
+    rows, n = weights.shape
+    if search == "opt-rtn":
+        scales = microfloat.CODECS["NVFP4"].search(weights, importance, search).scales
+        assert scales is not None
+    else:
+        scales = np.empty((rows, n // NV_GROUP), np.uint8)
+        nv_scales(weights.reshape(-1), scales.reshape(-1))
+    codes = np.empty((rows, n), np.uint8)
+    nv_codes(weights.reshape(-1), scales.reshape(-1), _units(), codes.reshape(-1))
+    return Rounded(codes, scales=scales)
+
+
+def _dequantise_mx(rounded: Rounded) -> F32:
+    weights = np.empty(rounded.codes.shape, np.float32)
+    assert rounded.scales is not None
+    mx_decode(rounded.codes.reshape(-1), rounded.scales.reshape(-1), weights.reshape(-1))
+    return weights
+
+
+def _dequantise_nv(rounded: Rounded) -> F32:
+    weights = np.empty(rounded.codes.shape, np.float32)
+    assert rounded.scales is not None
+    nv_decode(rounded.codes.reshape(-1), rounded.scales.reshape(-1), _units(), weights.reshape(-1))
+    return weights
+
+
+FP4 = {
+    "MXFP4": grouped.checked(GroupCodec("MXFP4", 4, MX_GROUP, True, _search_mx, _dequantise_mx, half=False)),
+    "NVFP4": grouped.checked(GroupCodec("NVFP4", 4, NV_GROUP, True, _search_nv, _dequantise_nv, half=False), NV_BLOCK),
+}
