@@ -11,6 +11,7 @@ from ggufround_kernels import GroupCodec
 from ggufround_kernels.grouped import Fields, fields, record
 from ggufround_kernels.packing import pack_awq, pack_bits, unpack_awq, unpack_bits
 
+NVFP4_TOP = 6 * 448  # the largest code times the largest scale
 Shape = tuple[int, int]  # rows, columns of the layer's weight
 
 
@@ -118,5 +119,6 @@ def floats(kind: QuantType, shape: Shape, more: tuple[Member, ...] = ()) -> Stor
 
 
 def global_scale(scale: float) -> bytes:
-    """What runtimes divide by, where ours multiplies: float32."""
-    return np.float32(np.float64(1) / scale).tobytes()
+    """What runtimes divide by, where ours multiplies: float32, computed from the largest magnitude as they do."""
+    largest = np.float32(np.float64(scale) * NVFP4_TOP)
+    return (np.float32(NVFP4_TOP) * (np.float32(1) / largest)).tobytes()

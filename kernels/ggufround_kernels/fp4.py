@@ -1,6 +1,6 @@
 """MXFP4 and NVFP4 as safetensors checkpoints hold them: codes of neighbours side by side, and the rounding of their
-own runtimes, which is not llama.cpp's (microfloat.py has that): to the nearest value, halves to even, and a zero
-keeps its sign.
+own runtimes, which is not llama.cpp's (microfloat.py has that): to the nearest value, halves to even. As in AutoRound,
+a zero keeps its sign in MXFP4 and has none in NVFP4.
 
 MXFP4, `rtn`: the OCP standard's exponent, which puts the largest magnitude into [4, 8) steps; what is above 6 is cut
 off to it. A group of zeros gets AutoRound's exponent. NVFP4, `rtn`: the E4M3 nearest to largest / 6, the weights having
@@ -33,18 +33,23 @@ ZEROS_E = 126  # AutoRound's exponent of a group of zeros
 
 @kernel
 def codes_of(y: Any) -> Any:
-    """i32: the codes of weights in steps of their scale."""
+    """i32: the codes of magnitudes, for weights in steps of their scale."""
     a = smaller(absolute(y), TOP)
     fine, whole, coarse = nearest(a + a), nearest(a) + 2, nearest(a * np.float32(0.5)) + 4
-    code = select(a < np.float32(2), fine, select(a < np.float32(4), whole, coarse))
-    return code | ((bits(y) >> 28) & 8)
+    return select(a < np.float32(2), fine, select(a < np.float32(4), whole, coarse))
+
+
+@kernel
+def sign_of(y: Any) -> Any:
+    return (bits(y) >> 28) & 8
 
 
 @kernel
 def mx_codes(weights: Any, scales: Any, codes: Any) -> None:
     for g in range(scales.size):
         e = np.int64(scales[g])
-        store_at(codes, g * MX_GROUP, codes_of(load_at(weights, g * MX_GROUP) * power(127 - e)))
+        y = load_at(weights, g * MX_GROUP) * power(127 - e)
+        store_at(codes, g * MX_GROUP, codes_of(y) | sign_of(y))
 
 
 @kernel
@@ -68,7 +73,9 @@ def nv_codes(weights: Any, scales: Any, units: Any, codes: Any) -> None:
         units[:NV_GROUP], units[NV_GROUP:] = scales[2 * v], scales[2 * v + 1]
         d = half_ue4m3(load_at(units, 0))
         inverse = select(d > ZERO, np.float32(0.5) / d, ZERO)
-        store_at(codes, v * LANES, codes_of(load_at(weights, v * LANES) * inverse))
+        y = load_at(weights, v * LANES) * inverse
+        code = codes_of(y)
+        store_at(codes, v * LANES, code | select(code > 0, sign_of(y), 0))
 
 
 @kernel
