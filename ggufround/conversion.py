@@ -109,7 +109,7 @@ def plan_all(
     if calibration is not None and not options.calibrated:
         options = replace(options, calibrated=True)
     plan = plan_of(model, options)
-    if calibration is None and not plan.recipe.iterations:
+    if calibration is None and not plan.recipe.iterations and not any(t.active for t in plan.targets):
         return plan, None
     from ggufround.tune.extra import require_extra
 
@@ -234,6 +234,9 @@ def _tune_and_convert(
     for stage in driver.stages(finished, read_back, progress or (lambda phase, done, total: None)):
         work.rounded.update(stage.rounded)
         work.importance.update(stage.importance)
+        for one, other in zip(work.plan.targets, work.sinks, strict=True):
+            for name in one.active.intersection(stage.largest):
+                other.write_active(name, stage.largest[name])
         log.add(stage.name, stage.losses)
         untuned += [stage.name] if stage.losses and not stage.losses.kept else []
         _convert(work, [i for name in stage.outputs for i in slabs_of[name]], journal, threads, None)

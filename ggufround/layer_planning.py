@@ -30,7 +30,6 @@ from ggufround.recipes import Recipe, recipe
 from ggufround.version import __version__
 
 BLOCK = re.compile(r"^(.*?\b(?:layers|blocks|block|h))\.(\d+)\.")
-GRANULE = 32  # rows that formats pack together
 DIVISOR = 32  # of both sizes of a layer
 NOT_LINEAR = ("*norm*", "*embed*", "*conv*", "*rotary*", "*bias_table*", "*.wpe.*", "*.wte.*")
 ROUTERS = ("*.gate.weight", "*router*", "*shared_expert_gate*", "*gate_inp*", "*.wg.weight")
@@ -78,9 +77,12 @@ def build_checkpoint(model: str | Path, options: CheckpointOptions, source: Chec
         sorted((_output(ref, types[ref.name]) for ref in _weights(checkpoint)), key=lambda o: _disk_order(o))
     )
     scaled = frozenset(n for n, kind in types.items() if kind.name == "NVFP4")
+    active = frozenset(f"{name}.weight" for name, s in layers.quantised.items() if s.active == "static")
+    if f"{layers.head}.weight" in active:
+        raise UsageError(f"the inputs of {layers.head} are not measured; give it a scheme for weights only (--layer)")
     provenance = _provenance(checkpoint, options.scheme, chosen)
     targets = tuple(
-        Target(options.scheme, types, {}, provenance, scaled, _together(scaled), given.name, layers)
+        Target(options.scheme, types, {}, provenance, scaled, active, _together(scaled), given.name, layers)
         for given in formats
     )
     architecture = str((checkpoint.config.get("architectures") or ["unknown"])[0])
@@ -168,9 +170,9 @@ def _check_shape(module: str, ref: TensorRef, scheme: Scheme) -> None:
             f"{module} has rows of {columns}, not a multiple of {scheme.name}'s groups of {kind.block}; choose "
             f"another group size, or keep it in 16 bits with --ignore '{module}'"
         )
-    if rows % GRANULE or columns % GRANULE:
+    if rows % DIVISOR or columns % DIVISOR:
         raise UsageError(
-            f"{module} is {rows} x {columns}, which is not a multiple of {GRANULE}, and cannot be packed; keep it in "
+            f"{module} is {rows} x {columns}, which is not a multiple of {DIVISOR}, and cannot be packed; keep it in "
             f"16 bits with --ignore '{module}'"
         )
 
@@ -199,7 +201,7 @@ def _type(ref: TensorRef, layers: Layers) -> QuantType:
 def _output(ref: TensorRef, kind: QuantType) -> Output:
     if not ref.shape:
         raise InputError(f"{ref.name} in {ref.path.name} is a single number, which has no place in a checkpoint here")
-    return Output(ref.name, ref.shape, (Piece(ref, 0, ref.rows, GRANULE if kind.codec is not None else 1),))
+    return Output(ref.name, ref.shape, (Piece(ref, 0, ref.rows, kind.granule),))
 
 
 def _disk_order(output: Output) -> tuple[str, int]:

@@ -70,6 +70,7 @@ class Target:
     choices: Mapping[str, Choice]
     metadata: Mapping[str, Field]
     scaled: frozenset[str] = frozenset()  # outputs that get a global scale in a tensor of their own (NVFP4)
+    active: frozenset[str] = frozenset()  # outputs that get the scale of their inputs, found in calibration
     together: Mapping[str, str] = field(default_factory=dict)  # scaled outputs that share it, by a name of the group
     format: str = "gguf"
     layers: Layers | None = None  # of a checkpoint format

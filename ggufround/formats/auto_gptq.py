@@ -12,7 +12,6 @@ from ggufround.formats.auto_round import is_w8_asym
 from ggufround.formats.spec import Format, Member, Store
 from ggufround.formats.stores import codec_of, gptq
 from ggufround.quants.schemes import Layers, Scheme
-from ggufround.quants.spec import QuantType
 
 BITS = (2, 3, 4, 8)
 
@@ -23,11 +22,11 @@ def refusal(scheme: Scheme) -> str | None:
     return "no runtime has a kernel for 8 bits with zero points; use --sym" if is_w8_asym(scheme) else None
 
 
-def store(kind: QuantType, shape: tuple[int, int]) -> Store:
+def store(scheme: Scheme, shape: tuple[int, int]) -> Store:
     """And the group of each column, which is only of use where columns were reordered, but readers want it."""
-    plain, columns = gptq(kind, shape, lowered=True), shape[1]
-    order = (np.arange(columns) // codec_of(kind).group).astype("<i4").tobytes()
-    return replace(plain, members=(*plain.members, Member(".g_idx", "I32", (columns,), None, order)))
+    plain, columns = gptq(scheme, shape, lowered=True), shape[1]
+    order = (np.arange(columns) // codec_of(scheme.type_for(columns)).group).astype("<i4").tobytes()
+    return replace(plain, members=(*plain.members, Member(".g_idx", "I32", (columns,), None, constant=order)))
 
 
 def config(layers: Layers) -> dict[str, Any]:

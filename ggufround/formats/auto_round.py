@@ -2,27 +2,31 @@
 
 Integers lie as GPTQ lays them. Symmetric ones have the middle code as zero point, stored less one; asymmetric ones have
 raw zero points (packing_format "auto_round"), which is the one form of them that also loads on a CPU. MXFP4, MXFP8 and
-NVFP4 lie as compressed-tensors lays them.
+NVFP4 lie as compressed-tensors lays them, and tiles of FP8 as DeepSeek's models have them (quant_method "fp8"), which
+transformers reads by itself.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from ggufround.formats import llm_compressor
 from ggufround.formats.spec import Format, Store
-from ggufround.formats.stores import codec_of, gptq
+from ggufround.formats.stores import floats, gptq
 from ggufround.quants.schemes import Layers, Scheme
-from ggufround.quants.spec import QuantType
 
+PACKING = {"int": "auto_round:auto_gptq", "fp": "auto_round:fp8_static"}
 ACTIVATIONS = {  # what the runtime does to activations
     "mx_fp": {"act_data_type": "mx_fp", "act_dynamic": True, "act_sym": True},
     "nv_fp": {"act_data_type": "nv_fp4_with_static_gs", "act_dynamic": True, "act_sym": True},
+    "fp": {"act_data_type": "fp", "act_dynamic": False, "act_sym": True, "activation_scheme": "static", "fmt": "e4m3"},
 }
 
 
 def refusal(scheme: Scheme) -> str | None:
-    """Eight bits with a zero point have no kernel anywhere."""
+    """Eight bits with a zero point have no kernel anywhere, and FP4 weights none for activations of 16 bits."""
+    if scheme.data in ("mx_fp", "nv_fp") and scheme.active == "no":
+        return "its runtimes round activations as well; use llm_compressor, or the scheme without A16"
     return "no runtime has a kernel for 8 bits with zero points; use --sym" if is_w8_asym(scheme) else None
 
 
@@ -30,14 +34,22 @@ def is_w8_asym(scheme: Scheme) -> bool:
     return scheme.data == "int" and scheme.bits == 8 and not scheme.symmetric
 
 
-def store(kind: QuantType, shape: tuple[int, int]) -> Store:
-    codec = codec_of(kind)
-    return gptq(kind, shape, lowered=codec.sym) if codec.half else llm_compressor.store(kind, shape)
+def store(scheme: Scheme, shape: tuple[int, int]) -> Store:
+    if scheme.data == "int":
+        return gptq(scheme, shape, lowered=scheme.symmetric)
+    found = floats(scheme, shape)
+    if scheme.data != "fp":
+        return found
+    code, scale, *more = found.members  # as this format calls and shapes them
+    scale = replace(scale, suffix=".weight_scale_inv") if scheme.tall > 1 else replace(scale, shape=scale.shape[:1])
+    return replace(found, members=(code, scale, *more))
 
 
 def config(layers: Layers) -> dict[str, Any]:
     scheme = layers.scheme
-    packing = "auto_round:llm_compressor" if scheme.data != "int" else "auto_round:auto_gptq"
+    if scheme.tall > 1:
+        return _tiles(layers)
+    packing = PACKING.get(scheme.data, "auto_round:llm_compressor")
     if scheme.data == "int" and not scheme.symmetric:
         packing = "auto_round"
     other = {name: _described(s) for name, s in layers.others.items()}
@@ -56,9 +68,22 @@ def _described(scheme: Scheme) -> dict[str, Any]:
     found: dict[str, Any] = {
         "bits": scheme.bits, "group_size": scheme.group, "sym": scheme.symmetric, "data_type": scheme.data,
     }  # fmt: skip
-    if scheme.data in ACTIVATIONS:
-        found |= {"act_bits": scheme.bits, "act_group_size": scheme.group, **ACTIVATIONS[scheme.data]}
+    if scheme.active != "no":
+        group = 0 if scheme.data == "fp" else scheme.group
+        found |= {"act_bits": scheme.bits, "act_group_size": group, **ACTIVATIONS[scheme.data]}
     return found
+
+
+def _tiles(layers: Layers) -> dict[str, Any]:
+    head = [] if layers.head in layers.quantised else [layers.head]
+    return {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [layers.scheme.tall, layers.scheme.group],
+        "modules_to_not_convert": [*head, *layers.kept],
+        "provider": "ggufround",
+    }
 
 
 FORMAT = Format(

@@ -9,7 +9,7 @@ config.json last of them: a folder with one is whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufround.arch.spec import Output
 from ggufround.errors import UsageError
 from ggufround.formats.partial import Buffer, PartialFiles, put
-from ggufround.formats.spec import ITEM, U8, Format, Member, Store
+from ggufround.formats.spec import ACTIVE, GLOBAL_SCALE, ITEM, U8, Format, Member, Store
 from ggufround.formats.table import checkpoint_format
 from ggufround.planning import Plan, Target
 from ggufround.quants.spec import QuantType
@@ -28,9 +29,10 @@ from ggufround.quants.spec import QuantType
 SHARD = 5_000_000_000  # bytes, as Hugging Face's save_pretrained has it
 INDEX = "model.safetensors.index.json"
 PROVENANCE = "ggufround.json"
-GLOBAL_SCALE = ".weight_global_scale"
 DTYPES: dict[int, np.dtype[Any]] = {n: np.dtype(f"<u{n}") for n in (1, 2, 4, 8)}  # only the order of bytes matters
-ELEMENTS: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "I32": np.dtype("<i4"), "U32": np.dtype("<i4")}
+ELEMENTS: dict[str, np.dtype[Any]] = {  # as a Store joins them; others as bytes
+    "F16": np.dtype("<f2"), "I32": np.dtype("<i4"), "U32": np.dtype("<i4"), "F32": np.dtype("<f4"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def lay_out(plan: Plan, target: Target, folder: Path, shard_size: int | None = N
     """
     given = checkpoint_format(target.format)
     types = target.types
-    made = [(o.name, o.shape, types[o.name], _store(given, types[o.name], o.shape)) for o in plan.outputs]
+    made = [(o.name, o.shape, types[o.name], _store(given, target, o)) for o in plan.outputs]
     groups = list(_shards(made, shard_size or SHARD))
     names = _names(len(groups))
     files: list[Shard] = []
@@ -138,11 +140,13 @@ def lay_out(plan: Plan, target: Target, folder: Path, shard_size: int | None = N
 Row = tuple[str, tuple[int, ...], QuantType, Store]
 
 
-def _store(given: Format, kind: QuantType, shape: tuple[int, ...]) -> Store:
+def _store(given: Format, target: Target, output: Output) -> Store:
+    kind = target.types[output.name]
     if kind.codec is not None:
-        rows, columns = shape
-        return given.store(kind, (rows, columns))
-    member = Member(".weight", kind.name, shape)
+        assert target.layers is not None
+        rows, columns = output.shape
+        return given.store(target.layers.quantised[output.name.removesuffix(".weight")], (rows, columns))
+    member = Member(".weight", kind.name, output.shape)
     return Store((member,), lambda packed: (packed,), lambda arrays: arrays[0])
 
 
@@ -242,15 +246,23 @@ class CheckpointSink:
         for stored, part in zip(_with_rows(place), place.store.split(packed), strict=True):
             data = np.ascontiguousarray(part)
             data = data.view(DTYPES[stored.item]).reshape(-1, data.shape[-1] * data.itemsize // stored.item)
-            for start, run in _runs(place, stored, first_row, len(packed), data):
+            for start, run in _runs(place, stored, first_row, data):
                 self._files.write(stored.file, run.data.cast("B"), start, stored.name)
 
     def write_scale(self, name: str, scales: NDArray[np.float32]) -> None:
         """Stores the global scale of output `name`."""
-        place = self.places[name]
-        (stored,) = (m for m in place.members if m.member.suffix == GLOBAL_SCALE)
-        assert place.store.scale is not None
-        self._files.write(stored.file, place.store.scale(float(scales[0])), stored.offset, stored.name)
+        self._write_number(name, (GLOBAL_SCALE,), self.places[name].store.scale, float(scales[0]))
+
+    def write_active(self, name: str, largest: float) -> None:
+        """Stores what the largest input of output `name` makes of the scale of its activations."""
+        self._write_number(name, ACTIVE, self.places[name].store.active, largest)
+
+    def _write_number(
+        self, name: str, suffixes: tuple[str, ...], form: Callable[[float], bytes] | None, value: float
+    ) -> None:
+        for stored in self.places[name].members:
+            if form is not None and stored.member.suffix in suffixes:
+                self._files.write(stored.file, form(value), stored.offset, stored.name)
 
     def read(self, name: str, first_row: int, rows: int) -> bytes:
         """Records as they are in the files now (for a resume and for the final check)."""
@@ -258,7 +270,7 @@ class CheckpointSink:
         arrays = []
         for stored in _with_rows(place):
             out = np.empty(_part_shape(place, stored, rows), DTYPES[stored.item])
-            for start, run in _runs(place, stored, first_row, rows, out):
+            for start, run in _runs(place, stored, first_row, out):
                 run[:] = np.frombuffer(self._files.read(stored.file, run.nbytes, start), run.dtype)
             arrays.append(out if place.type.codec is None else out.view(ELEMENTS.get(stored.member.dtype, np.uint8)))
         joined = place.store.join(tuple(arrays))
@@ -285,27 +297,33 @@ def _with_rows(place: LayerPlace) -> list[Stored]:
     return [stored for stored in place.members if stored.member.along is not None]
 
 
+def _steps(place: LayerPlace, stored: Stored, rows: int) -> int:
+    """How far so many rows of an output reach along a stored tensor."""
+    member = stored.member
+    if member.tall:
+        return -(-rows // member.tall)
+    if member.along == 1:
+        return member.shape[1] * rows // place.rows
+    return (prod(member.shape[:-1]) if len(member.shape) > 1 else place.rows) * rows // place.rows
+
+
 def _part_shape(place: LayerPlace, stored: Stored, rows: int) -> tuple[int, int]:
     """Of the part of a stored tensor that so many rows are, as a matrix."""
-    shape = stored.member.shape
+    shape, steps = stored.member.shape, _steps(place, stored, rows)
     if stored.member.along == 1:
-        return shape[0], shape[1] * rows // place.rows
-    first = prod(shape[:-1]) if place.type.codec is None else shape[0]
-    return first * rows // place.rows, shape[-1] if shape else 1
+        return shape[0], steps
+    return steps, shape[-1] if len(shape) > 1 or place.type.codec is None else 1  # a number a row
 
 
-def _runs(
-    place: LayerPlace, stored: Stored, first: int, rows: int, data: NDArray[Any]
-) -> Iterator[tuple[int, NDArray[Any]]]:
+def _runs(place: LayerPlace, stored: Stored, first: int, data: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
     """(offset in the file, elements) of the consecutive pieces of a part, `data` [as `_part_shape` says]."""
+    step = _steps(place, stored, first)
     if stored.member.along == 0:
-        start = stored.member.nbytes * first // place.rows
-        yield stored.offset + start, data.reshape(-1)
+        yield stored.offset + step * data.shape[1] * stored.item, data.reshape(-1)
         return
     width = stored.member.shape[1]
-    column = width * first // place.rows
     for j, run in enumerate(data):
-        yield stored.offset + (j * width + column) * stored.item, run
+        yield stored.offset + (j * width + step) * stored.item, run
 
 
 __all__ = ["CheckpointLayout", "CheckpointSink", "LayerPlace", "U8", "lay_out"]

@@ -174,6 +174,9 @@ class GGUFSink:
         """Stores the global scales of tensor `name`, [matrices]."""
         self.write(scale_name(name), 0, scales.data)
 
+    def write_active(self, name: str, largest: float) -> None:
+        """Nothing: llama.cpp rounds activations by what they are."""
+
     def read(self, name: str, first_row: int, rows: int) -> bytes:
         """Packed rows as they are in the file now (for a resume and for the final check)."""
         place = self.places[name]

@@ -13,28 +13,30 @@ import numpy as np
 from ggufround.formats.spec import U8, Arrays, Format, Member, Store
 from ggufround.formats.stores import codec_of, floats, recorded, stream_of, words
 from ggufround.quants.schemes import WHOLE, Layers, Scheme
-from ggufround.quants.spec import QuantType
 from ggufround_kernels.grouped import Fields, fields
 from ggufround_kernels.packing import pack_bits, unpack_bits
 
-FORMATS = {"int": "pack-quantized", "MXFP4": "mxfp4-pack-quantized", "MXFP8": "mxfp8-quantized",
-           "NVFP4": "nvfp4-pack-quantized"}  # fmt: skip
+FORMATS = {
+    ("int", 0): "pack-quantized", ("mx_fp", 4): "mxfp4-pack-quantized", ("mx_fp", 8): "mxfp8-quantized",
+    ("nv_fp", 4): "nvfp4-pack-quantized", ("fp", 8): "float-quantized",
+}  # fmt: skip
+
+SCALES = {"mx_fp": "torch.uint8", "nv_fp": "torch.float8_e4m3fn"}
 
 
 def refusal(scheme: Scheme) -> str | None:
     return None
 
 
-def store(kind: QuantType, shape: tuple[int, int]) -> Store:
-    codec, (rows, columns) = codec_of(kind), shape
-    if not codec.half:
-        scale = Member(".weight_global_scale", "F32", (1,), None)
-        return floats(kind, shape, (scale,) if codec.name == "NVFP4" else ())
+def store(scheme: Scheme, shape: tuple[int, int]) -> Store:
+    if scheme.data != "int":
+        return floats(scheme, shape)
+    codec, (rows, columns) = codec_of(scheme.type_for(shape[1])), shape
     bits, groups = codec.bits, columns // codec.group
     members = [
         Member(".weight_packed", "I32", (rows, columns * bits // 32)),
         Member(".weight_scale", "F16", (rows, groups)),
-        Member(".weight_shape", "I64", (2,), None, np.array(shape, "<i8").tobytes()),
+        Member(".weight_shape", "I64", (2,), None, constant=np.array(shape, "<i8").tobytes()),
     ]
     if not codec.sym:
         members.append(Member(".weight_zero_point", "I32", (rows * bits // 32, groups)))
@@ -80,23 +82,39 @@ def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
         "type": "int" if integers else "float",
         "symmetric": scheme.symmetric,
         "dynamic": False,
-        "strategy": "channel" if scheme.group == WHOLE else "tensor_group" if scheme.data == "nv_fp" else "group",
-        "group_size": None if scheme.group == WHOLE else scheme.group,
+        "strategy": _strategy(scheme),
+        "group_size": None if scheme.group == WHOLE or scheme.tall > 1 else scheme.group,
     }
-    if scheme.data == "mx_fp":
-        weights["scale_dtype"] = "torch.uint8"
-    elif scheme.data == "nv_fp":
-        weights["scale_dtype"] = "torch.float8_e4m3fn"
-    active = None
-    if scheme.data == "mx_fp":
-        active = {**weights, "dynamic": True}
+    if scheme.tall > 1:
+        weights["block_structure"] = [scheme.tall, scheme.group]
+    if scheme.data in SCALES:
+        weights["scale_dtype"] = SCALES[scheme.data]
     return {
         "targets": targets,
         "weights": weights,
-        "input_activations": active,
+        "input_activations": _activations(scheme, weights),
         "output_activations": None,
-        "format": FORMATS["int" if integers else scheme.name],
+        "format": FORMATS[scheme.data, 0 if integers else scheme.bits],
     }
+
+
+def _strategy(scheme: Scheme) -> str:
+    if scheme.tall > 1:
+        return "block"
+    return "channel" if scheme.group == WHOLE else "tensor_group" if scheme.data == "nv_fp" else "group"
+
+
+def _activations(scheme: Scheme, weights: dict[str, Any]) -> dict[str, Any] | None:
+    """The same type: in groups, whose scales are found as they come (NVFP4's below one that was found before)."""
+    if scheme.active == "no":
+        return None
+    same = {key: weights[key] for key in ("num_bits", "type", "symmetric")}
+    if scheme.data == "fp" and scheme.active == "static":
+        return same | {"dynamic": False, "strategy": "tensor", "group_size": None}
+    found = same | {"strategy": "group", "group_size": scheme.group, "dynamic": True}
+    if scheme.data in SCALES:
+        found["scale_dtype"] = SCALES[scheme.data]
+    return found | ({"strategy": "tensor_group", "dynamic": "local"} if scheme.data == "nv_fp" else {})
 
 
 FORMAT = Format("llm_compressor", "vLLM, SGLang, transformers with compressed-tensors", refusal, store, config)

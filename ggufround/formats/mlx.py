@@ -9,7 +9,6 @@ import numpy as np
 from ggufround.formats.spec import U8, Arrays, Format, Member, Store
 from ggufround.formats.stores import codec_of, recorded, stream_of, words, zero_points
 from ggufround.quants.schemes import Layers, Scheme
-from ggufround.quants.spec import QuantType
 from ggufround_kernels.grouped import Fields, fields
 
 GROUPS = (32, 64, 128)
@@ -21,9 +20,9 @@ def refusal(scheme: Scheme) -> str | None:
     return None if scheme.group in GROUPS else f"MLX has kernels for groups of {', '.join(map(str, GROUPS))} only"
 
 
-def store(kind: QuantType, shape: tuple[int, int]) -> Store:
+def store(scheme: Scheme, shape: tuple[int, int]) -> Store:
     """The bias, -scale * zero point, is rounded to float16; where that is the middle code it is exact."""
-    codec, (rows, columns) = codec_of(kind), shape
+    codec, (rows, columns) = codec_of(scheme.type_for(shape[1])), shape
     groups = columns // codec.group
     members = (
         Member(".weight", "U32", (rows, columns * codec.bits // 32)),

@@ -24,6 +24,10 @@ Arrays = tuple[NDArray[Any], ...]
 ITEM = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2}  # else 1
 
 
+GLOBAL_SCALE = ".weight_global_scale"
+ACTIVE = (".input_global_scale", ".input_scale")
+
+
 class Place(Protocol):
     """Where an output lies."""
 
@@ -46,6 +50,7 @@ class Sink(Protocol):
     def places(self) -> Mapping[str, Place]: ...
     def write(self, name: str, first_row: int, rows: Buffer) -> None: ...
     def write_scale(self, name: str, scales: NDArray[np.float32]) -> None: ...
+    def write_active(self, name: str, largest: float) -> None: ...
     def read(self, name: str, first_row: int, rows: int) -> bytes: ...
     def sync(self) -> None: ...
     def close(self, digests: Mapping[str, str]) -> None: ...
@@ -76,13 +81,14 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Member:
-    """One stored tensor of a layer. The layer's rows lie along axis `along` of it, evenly; a member without rows
-    (`along` None) is written once."""
+    """One stored tensor of a layer. The layer's rows lie along axis `along` of it, evenly or `tall` to a step; a member
+    without rows (`along` None) is written once."""
 
     suffix: str  # ".qweight": in place of the layer's ".weight"
     dtype: str  # safetensors' name
     shape: tuple[int, ...]
     along: Literal[0, 1] | None = 0
+    tall: int = 0
     constant: bytes = b""  # of a member without rows, where it is known before
 
     @property
@@ -97,7 +103,8 @@ class Store:
     members: tuple[Member, ...]
     split: Callable[[U8], Arrays]  # records [rows, bytes] -> parts of the members
     join: Callable[[Arrays], U8]
-    scale: Callable[[float], bytes] | None = None  # what the member ".weight_global_scale" holds, of the global scale
+    scale: Callable[[float], bytes] | None = None  # what the member GLOBAL_SCALE holds, of the global scale
+    active: Callable[[float], bytes] | None = None  # what the member among ACTIVE holds, of the largest input
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ class Format:
     name: str
     about: str
     refusal: Callable[[Scheme], str | None]
-    store: Callable[[QuantType, tuple[int, int]], Store]
+    store: Callable[[Scheme, tuple[int, int]], Store]
     config: Callable[[Layers], dict[str, Any]]  # quantization_config of config.json
     mixed: bool = True  # whether layers may differ in scheme
     keys: tuple[str, ...] = ("quantization_config",)  # of config.json

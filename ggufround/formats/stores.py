@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufround.formats.spec import U8, Arrays, Member, Store
+from ggufround.formats.spec import ACTIVE, GLOBAL_SCALE, U8, Arrays, Member, Store
+from ggufround.quants.schemes import Scheme
 from ggufround.quants.spec import QuantType
 from ggufround_kernels import GroupCodec
 from ggufround_kernels.grouped import Fields, fields, record
@@ -43,13 +44,13 @@ def zero_points(codec: GroupCodec, parts: Fields) -> U8:
     return np.full(parts.scales.shape, 1 << (codec.bits - 1), np.uint8) if parts.zeros is None else parts.zeros
 
 
-def gptq(kind: QuantType, shape: Shape, lowered: bool) -> Store:
+def gptq(scheme: Scheme, shape: Shape, lowered: bool) -> Store:
     """GPTQ's: words run down the columns of the transposed matrix; zero points are packed across, `lowered` by one.
 
     A lowered zero point of 0 would be -1, which no reader takes: such a group is moved up by one code, the topmost code
     excepted. Only a group without negative weights has that zero point.
     """
-    codec, (rows, columns) = codec_of(kind), shape
+    codec, (rows, columns) = codec_of(scheme.type_for(shape[1])), shape
     bits, groups, top = codec.bits, columns // codec.group, (1 << codec.bits) - 1
     members = (
         Member(".qweight", "I32", (columns * bits // 32, rows), 1),
@@ -76,9 +77,9 @@ def gptq(kind: QuantType, shape: Shape, lowered: bool) -> Store:
     return Store(members, split, join)
 
 
-def awq(kind: QuantType, shape: Shape) -> Store:
+def awq(scheme: Scheme, shape: Shape) -> Store:
     """AWQ's: a word holds eight rows of one column."""
-    codec, (rows, columns) = codec_of(kind), shape
+    codec, (rows, columns) = codec_of(scheme.type_for(shape[1])), shape
     groups = columns // codec.group
     members = (
         Member(".qweight", "I32", (columns, rows // 8), 1),
@@ -100,25 +101,45 @@ def awq(kind: QuantType, shape: Shape) -> Store:
     return Store(members, split, join)
 
 
-def floats(kind: QuantType, shape: Shape, more: tuple[Member, ...] = ()) -> Store:
-    """FP4 pairs or FP8 bytes along the rows, and the scales of their groups."""
-    codec, (rows, columns) = codec_of(kind), shape
+def floats(scheme: Scheme, shape: Shape) -> Store:
+    """FP4 pairs or FP8 bytes along the rows, the scales of their groups, and what static activations need."""
+    codec, (rows, columns) = codec_of(scheme.type_for(shape[1])), shape
     code = Member(".weight_packed", "U8", (rows, columns // 2)) if codec.bits == 4 else Member(
-        ".weight", "F8_E4M3", (rows, columns)
+        ".weight", "F8_E4M3", shape
     )  # fmt: skip
-    scale = Member(".weight_scale", "F8_E4M3" if codec.name == "NVFP4" else "U8", (rows, columns // codec.group))
-    size = code.shape[1]
+    groups = columns // codec.group
+    more = [Member(GLOBAL_SCALE, "F32", (1,), None)] if scheme.data == "nv_fp" else []
+    if scheme.active == "static":
+        more.append(Member(ACTIVE[scheme.data == "fp"], "F32", (1,), None))
+    if scheme.tall > 1:
+        steps = -(-rows // scheme.tall)
+        scale = Member(".weight_scale", "F32", (steps, groups), tall=scheme.tall)
+    elif scheme.data == "fp":
+        scale = Member(".weight_scale", "F32", (rows, 1))
+    else:
+        scale = Member(".weight_scale", "F8_E4M3" if scheme.data == "nv_fp" else "U8", (rows, groups))
 
     def split(packed: U8) -> Arrays:
-        return packed[:, :size], packed[:, size:]
+        parts = fields(codec, packed)
+        return parts.stream, parts.scales[:: scheme.tall]
 
     def join(arrays: Arrays) -> U8:
-        return np.concatenate(arrays, axis=1)
+        stream, scales = arrays
+        return recorded(codec, Fields(stream, np.repeat(scales, scheme.tall, axis=0)[: len(stream)]))
 
-    return Store((code, scale, *more), split, join, global_scale if codec.name == "NVFP4" else None)
+    return Store((code, scale, *more), split, join, global_scale, input_scale if scheme.data == "fp" else active_scale)
 
 
 def global_scale(scale: float) -> bytes:
     """What runtimes divide by, where ours multiplies: float32, computed from the largest magnitude as they do."""
-    largest = np.float32(np.float64(scale) * NVFP4_TOP)
-    return (np.float32(NVFP4_TOP) * (np.float32(1) / largest)).tobytes()
+    return active_scale(float(np.float32(scale * NVFP4_TOP)))
+
+
+def active_scale(largest: float) -> bytes:
+    """NVFP4's: what puts the largest magnitude on the topmost value. float32."""
+    return (np.float32(NVFP4_TOP) * (np.float32(1) / np.float32(largest))).tobytes()
+
+
+def input_scale(largest: float) -> bytes:
+    """FP8's: the other way round. float32."""
+    return (np.float32(largest) / np.float32(448)).tobytes()

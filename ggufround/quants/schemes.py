@@ -1,7 +1,7 @@
 """Scheme: the Mix of safetensors checkpoints. One type for all linear layers of the blocks, with AutoRound's names.
 
-W4A16 is weights of 4 bits, activations of 16; groups are 128 weights unless the name says otherwise (G64). MXFP4, MXFP8
-and NVFP4 have groups of their own.
+W4A16 is weights of 4 bits, activations of 16; groups are 128 weights unless the name says otherwise (G64). The others
+have groups of their own, and most of them round activations too (MXFP4A16 and NVFP4A16 do not).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 from ggufround.errors import UsageError
 from ggufround.quants.spec import QuantType
-from ggufround.quants.types import FLOAT_TYPES, integer_type
+from ggufround.quants.types import FLOAT_TYPES, fp8_type, integer_type
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP = 128  # of integers, where nothing else is said
@@ -25,15 +25,19 @@ WHOLE = -1  # a group is a row
 class Scheme:
     """The type of a layer. `group` is WHOLE where a row shares one scale; `data` is AutoRound's data_type."""
 
-    data: Literal["int", "mx_fp", "nv_fp"]
+    data: Literal["int", "mx_fp", "nv_fp", "fp"]
     bits: int
     group: int
     symmetric: bool = True
+    tall: int = 1  # rows that share a scale
+    # How the runtime rounds activations to the same type: not at all, by what they are, or by what they were at most
+    # in calibration.
+    active: Literal["no", "dynamic", "static"] = "no"
 
     @property
     def name(self) -> str:
         if self.data != "int":
-            return {"mx_fp": f"MXFP{self.bits}", "nv_fp": f"NVFP{self.bits}"}[self.data]
+            return next(name for name, scheme in FLOATS.items() if scheme == self)
         group = "" if self.group == GROUP else f"G{self.group}" if self.group > 0 else "-channel"
         return f"W{self.bits}A16{group}{'' if self.symmetric else '-asym'}"
 
@@ -41,7 +45,9 @@ class Scheme:
         """The type of a matrix with rows of so many weights."""
         if self.data == "int":
             return integer_type(self.bits, columns if self.group == WHOLE else self.group, self.symmetric)
-        return FLOAT_TYPES[self.name]
+        if self.data == "fp":
+            return FLOAT_TYPES["FP8 block"] if self.tall > 1 else fp8_type(columns)
+        return FLOAT_TYPES[{"mx_fp": f"MXFP{self.bits}", "nv_fp": "NVFP4"}[self.data]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,15 @@ class Layers:
         return {name: scheme for name, scheme in self.quantised.items() if scheme != self.scheme}
 
 
-FLOATS = {s.name: s for s in (Scheme("mx_fp", 4, 32), Scheme("mx_fp", 8, 32), Scheme("nv_fp", 4, 16))}
+FLOATS = {
+    "MXFP4": Scheme("mx_fp", 4, 32, active="dynamic"),
+    "MXFP4A16": Scheme("mx_fp", 4, 32),
+    "MXFP8": Scheme("mx_fp", 8, 32, active="dynamic"),
+    "NVFP4": Scheme("nv_fp", 4, 16, active="static"),
+    "NVFP4A16": Scheme("nv_fp", 4, 16),
+    "FP8_STATIC": Scheme("fp", 8, WHOLE, active="static"),
+    "FP8_BLOCK": Scheme("fp", 8, 128, tall=128, active="dynamic"),
+}
 KNOWN = (*(f"W{bits}A16" for bits in BITS), "W2A16G32", "W2A16G64", *FLOATS)
 
 

@@ -37,6 +37,7 @@ class QuantType:
     uses_importance: bool = False
     grid: Grid | None = field(default=None, compare=False)  # what the tuner rounds to; None: it is not tuned
     codec: GroupCodec | None = field(default=None, compare=False)
+    granule: int = 1  # rows that are rounded or packed together: a slab holds a multiple of them, or all that is left
 
     def row_bytes(self, n: int) -> int:
         """Bytes of a packed row of `n` weights; `n` must be a multiple of `block`."""

@@ -20,6 +20,7 @@ class Squares(NamedTuple):
 
     sums: NDArray[np.float64]  # [matrices, columns]
     counts: NDArray[np.int64]  # [matrices]: tokens that the matrix was multiplied with
+    peaks: NDArray[np.float64] | None = None  # [matrices]: the largest magnitude
 
 
 def importance_from(squares: Mapping[str, Squares], datasets: tuple[str, ...] = (), chunks: int = 0) -> Importance:

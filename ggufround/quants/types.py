@@ -7,8 +7,9 @@ from functools import cache
 from ggufround.ggml_types import GGML_TYPES
 from ggufround.quants.grids import GRIDS, Grid, integer_grid
 from ggufround.quants.spec import QuantType
-from ggufround_kernels import CODECS, FLOATS, FP4, MXFP8, GroupCodec, integer_codec
+from ggufround_kernels import CODECS, FLOATS, FP4, FP8_BLOCK, MXFP8, GroupCodec, fp8_codec, integer_codec
 
+WORD = 32  # rows of which any number of bits fills whole words
 _IDS = {t.name: t.id for t in GGML_TYPES.values()}
 
 QUANT_TYPES: dict[str, QuantType] = {
@@ -22,10 +23,10 @@ QUANT_TYPES: dict[str, QuantType] = {
 }  # fmt: skip
 
 
-def _layer_type(codec: GroupCodec, grid: Grid, least: int) -> QuantType:
+def _layer_type(codec: GroupCodec, grid: Grid | None, block: int, granule: int = WORD) -> QuantType:
     return QuantType(
-        codec.name, -1, least, least // codec.group * codec.nbytes, "quant", codec.quantize, codec.unpack,
-        codec.search, codec.pack, True, grid, codec,
+        codec.name, -1, block, block // codec.group * codec.nbytes, "quant", codec.quantize, codec.unpack,
+        codec.search, codec.pack, True, grid, codec, granule,
     )  # fmt: skip
 
 
@@ -35,11 +36,18 @@ def integer_type(bits: int, group: int, symmetric: bool) -> QuantType:
     return _layer_type(integer_codec(bits, group, symmetric), integer_grid(bits, group, symmetric), group)
 
 
+@cache
+def fp8_type(columns: int) -> QuantType:
+    """FP8 with a scale for each row of so many weights. ValueError where 32 does not divide them."""
+    return _layer_type(fp8_codec(columns), None, columns)
+
+
 # What safetensors checkpoints hold; their FP4 is rounded as their runtimes round, not as llama.cpp does.
 FLOAT_TYPES: dict[str, QuantType] = {
     "MXFP4": _layer_type(FP4["MXFP4"], GRIDS["MXFP4"], 32),
     "MXFP8": _layer_type(MXFP8, GRIDS["MXFP8"], 32),
     "NVFP4": _layer_type(FP4["NVFP4"], GRIDS["NVFP4"], 64),
+    "FP8 block": _layer_type(FP8_BLOCK, None, 128, granule=128),
 }
 
 

@@ -49,6 +49,7 @@ class Stage:
     importance: Mapping[str, F32] = field(default_factory=dict)  # name -> [matrices, columns]
     losses: Losses | None = None
     name: str = ""
+    largest: Mapping[str, float] = field(default_factory=dict)  # name -> largest magnitude of its inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +113,14 @@ class Driver:
                 if anchors:
                     self._through(i, module, anchors.full)
                 importance = importance_from(found).entries
+                largest = {name: float(s.peaks.max()) for name, s in found.items() if s.peaks is not None}
                 self.squares |= found
                 if not finished(names):
                     if tuned:
-                        yield self._tuned(i, names, module, (chains, anchors), importance, curvature, watch)
+                        stage = self._tuned(i, names, module, (chains, anchors), importance, curvature, watch)
                     else:
-                        yield Stage(names, importance=importance, name=f"blk.{i}")
+                        stage = Stage(names, importance=importance, name=f"blk.{i}")
+                    yield replace(stage, largest=largest)
                 self.skeleton.unload(i)
                 if tuned and i + 1 < self.skeleton.blocks:
                     module = self.skeleton.load(i, stored)

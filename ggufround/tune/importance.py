@@ -61,27 +61,38 @@ class _Sums:
     def __init__(self, matrices: int, columns: int) -> None:
         self._totals: Tensor | None = None  # on the device of what comes
         self._shape = matrices, columns
+        self._peaks: list[Tensor | float] = [0.0] * matrices
         self.counts = np.zeros(matrices, np.int64)
 
-    def add(self, matrix: int, total: Tensor, count: int) -> None:
+    def add(self, matrix: int, seen: _Seen, count: int) -> None:
+        total, peak = seen
         if self._totals is None:
             self._totals = torch.zeros(self._shape, dtype=total.dtype, device=total.device)
         self._totals[matrix] += total
+        self._peaks[matrix] = torch.maximum(torch.as_tensor(self._peaks[matrix]).to(peak), peak)
         self.counts[matrix] += count
 
     def found(self) -> Squares:
         if self._totals is None:
             return Squares(np.zeros(self._shape), self.counts)
-        return Squares(self._totals.cpu().double().numpy(), self.counts)
+        return Squares(self._totals.cpu().double().numpy(), self.counts, np.array([float(p) for p in self._peaks]))
 
 
-def _sum_of_squares(rows: Tensor) -> Tensor:
-    """Of each column of [n, columns]: float64, or float32 where the device has no more."""
+class _Seen(NamedTuple):
+    """Of rows [n, columns]: each column's sum of squares, float64 (float32 where the device has no more), and the
+    largest magnitude of all."""
+
+    total: Tensor
+    peak: Tensor
+
+
+def _look(rows: Tensor) -> _Seen:
     wide = torch.float64 if rows.device.type in ("cpu", "cuda") else torch.float32
     total = torch.zeros(rows.shape[1], dtype=wide, device=rows.device)
+    peak = rows.abs().max().float() if len(rows) else torch.zeros((), device=rows.device)
     for part in torch.split(rows, max(1, SLICE // rows.shape[1])):
         total += part.float().square().sum(0)
-    return total
+    return _Seen(total, peak)
 
 
 @contextmanager
@@ -129,14 +140,14 @@ class _Remembered:
 
     def __init__(self) -> None:
         self.key: tuple[weakref.ref[Tensor], int] | None = None
-        self.total = torch.empty(0)
+        self.seen = _Seen(torch.empty(0), torch.empty(0))
 
-    def sums(self, inputs: Tensor) -> Tensor:
+    def look(self, inputs: Tensor) -> _Seen:
         known = not inputs.is_inference()  # those do not count what is done to them
         if not known or self.key is None or self.key[0]() is not inputs or self.key[1] != inputs._version:
-            self.total = _sum_of_squares(inputs.detach().reshape(-1, inputs.shape[-1]))
+            self.seen = _look(inputs.detach().reshape(-1, inputs.shape[-1]))
             self.key = (weakref.ref(inputs), inputs._version) if known else None
-        return self.total
+        return self.seen
 
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -159,7 +170,7 @@ def _matrix_hook(
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
         with torch.inference_mode(False), torch.no_grad():
-            sums.add(0, last.sums(inputs), inputs.numel() // inputs.shape[-1])
+            sums.add(0, last.look(inputs), inputs.numel() // inputs.shape[-1])
 
     return hook
 
@@ -191,12 +202,12 @@ def _experts_hook(part: nn.Module, prefix: str, seen: dict[str, _Sums]) -> Hook 
             for expert, sent in enumerate(torch.split(tokens[: sum(counts)], counts)):
                 for part_of_them in torch.split(sent, max(1, SLICE // wide)):
                     rows = hidden[part_of_them]
-                    into.add(expert, _sum_of_squares(rows), len(rows))
+                    into.add(expert, _look(rows), len(rows))
                     made = nn.functional.linear(
                         rows.to(stack.dtype), stack[expert], None if bias is None else bias[expert]
                     )
                     made = _activate(module, made, gated)
-                    between.add(expert, _sum_of_squares(made), len(rows))
+                    between.add(expert, _look(made), len(rows))
 
     return hook
 
@@ -220,16 +231,19 @@ def _by_output(
     """What was seen of parameters as what was seen of GGUF tensors."""
     found: dict[str, Squares] = {}
     for name, sums in seen.items():
-        (totals, counts), height = sums.found(), module.get_parameter(name).shape[-2]
+        (totals, counts, peaks), height = sums.found(), module.get_parameter(name).shape[-2]
         for place in places.get(name, ()):
             for number, to in _pairs(place, height, outputs.get(place.source, ())):
                 into = found.get(to.output)
                 if into is None:
                     into = found[to.output] = Squares(
-                        np.zeros((to.matrices, totals.shape[1])), np.zeros(to.matrices, np.int64)
-                    )
+                        np.zeros((to.matrices, totals.shape[1])), np.zeros(to.matrices, np.int64),
+                        np.zeros(to.matrices),
+                    )  # fmt: skip
                 into.sums[to.matrix] = totals[number]
                 into.counts[to.matrix] = counts[number]
+                if into.peaks is not None and peaks is not None:
+                    into.peaks[to.matrix] = peaks[number]
     return found
 
 

@@ -14,6 +14,7 @@ from ggufround_kernels.checked import checked
 from ggufround_kernels.codec import Codec, Search
 from ggufround_kernels.floats import FLOATS, absmax, first_nonfinite, widen_bf16
 from ggufround_kernels.fp4 import FP4
+from ggufround_kernels.fp8 import FP8_BLOCK, fp8_codec
 from ggufround_kernels.grouped import GroupCodec
 from ggufround_kernels.integers import integer_codec
 from ggufround_kernels.microfloat import nvfp4_global_scale
@@ -28,12 +29,14 @@ __all__ = [
     "CODECS",
     "FLOATS",
     "FP4",
+    "FP8_BLOCK",
     "MXFP8",
     "Codec",
     "GroupCodec",
     "Rounded",
     "Search",
     "absmax",
+    "fp8_codec",
     "first_nonfinite",
     "integer_codec",
     "nvfp4_global_scale",

@@ -137,6 +137,6 @@ def _dequantise_nv(rounded: Rounded) -> F32:
 
 
 FP4 = {
-    "MXFP4": grouped.checked(GroupCodec("MXFP4", 4, MX_GROUP, True, _search_mx, _dequantise_mx, half=False)),
-    "NVFP4": grouped.checked(GroupCodec("NVFP4", 4, NV_GROUP, True, _search_nv, _dequantise_nv, half=False), NV_BLOCK),
+    "MXFP4": grouped.checked(GroupCodec("MXFP4", 4, MX_GROUP, True, _search_mx, _dequantise_mx, scale="u1")),
+    "NVFP4": grouped.checked(GroupCodec("NVFP4", 4, NV_GROUP, True, _search_nv, _dequantise_nv, scale="u1"), NV_BLOCK),
 }

@@ -33,18 +33,18 @@ class GroupCodec(NamedTuple):
     sym: bool
     search: Callable[[F32, F32 | None, Search], Rounded]
     dequantise: Callable[[Rounded], F32]  # -> [rows, n]
-    half: bool = True  # scales are float16, not bytes
+    scale: str = "<f2"  # how a group's scale is stored: as float16, float32 ("<f4") or a byte ("u1")
 
     @property
     def nbytes(self) -> int:
         """Bytes of a group in a record. ValueError for a group whose codes do not fill whole bytes."""
         if self.group % 8:
             raise ValueError(f"groups of {self.group} weights cannot be stored; must be a multiple of 8")
-        return self.group * self.bits // 8 + (2 if self.half else 1) + (not self.sym)
+        return self.group * self.bits // 8 + np.dtype(self.scale).itemsize + (not self.sym)
 
     def pack(self, rounded: Rounded, out: U8) -> None:
         """Records, uint8 [rows, n // group * nbytes], of what a search or the tuner found."""
-        scales = rounded.scales if rounded.d is None else rounded.d.astype(np.float16)
+        scales = rounded.scales if rounded.d is None else rounded.d.astype(self.scale)
         assert scales is not None
         record(self, Fields(pack_bits(rounded.codes, self.bits), scales, rounded.mins), out)
 
@@ -58,11 +58,11 @@ class GroupCodec(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Of rows [rows, n]: the stream of codes, uint8 [rows, n * bits / 8]; each group's scale, float16 or uint8
-    [rows, n / group]; its zero point, uint8, where the type has one."""
+    """Of rows [rows, n]: the stream of codes, uint8 [rows, n * bits / 8]; each group's scale, [rows, n / group], of the
+    codec's dtype; its zero point, uint8, where the type has one."""
 
     stream: U8
-    scales: NDArray[np.float16] | U8
+    scales: NDArray[Any]
     zeros: U8 | None = None
 
 
@@ -70,12 +70,9 @@ def fields(codec: GroupCodec, packed: U8) -> Fields:
     """The parts of records."""
     groups = packed.shape[1] // codec.nbytes
     size = codec.group * codec.bits // 8 * groups
-    wide = groups * (2 if codec.half else 1)
+    wide = groups * np.dtype(codec.scale).itemsize
     scales = np.ascontiguousarray(packed[:, size : size + wide])
-    return Fields(
-        packed[:, :size], scales.view(np.float16) if codec.half else scales,
-        None if codec.sym else packed[:, size + wide :],
-    )  # fmt: skip
+    return Fields(packed[:, :size], scales.view(codec.scale), None if codec.sym else packed[:, size + wide :])
 
 
 def record(codec: GroupCodec, parts: Fields, out: U8) -> None:
@@ -91,7 +88,7 @@ def record(codec: GroupCodec, parts: Fields, out: U8) -> None:
 def rounded(codec: GroupCodec, parts: Fields) -> Rounded:
     """The parts of rows as a search gives them."""
     codes = unpack_bits(parts.stream, codec.bits)
-    if codec.half:
+    if codec.scale != "u1":
         return Rounded(codes, d=parts.scales.astype(np.float32), mins=_own(parts.zeros))
     return Rounded(codes, scales=_own(parts.scales))
 

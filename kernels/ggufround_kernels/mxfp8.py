@@ -145,4 +145,4 @@ def _dequantise(rounded: Rounded) -> F32:
     return weights
 
 
-MXFP8 = grouped.checked(GroupCodec("MXFP8", 8, GROUP, True, _search, _dequantise, half=False))
+MXFP8 = grouped.checked(GroupCodec("MXFP8", 8, GROUP, True, _search, _dequantise, scale="u1"))
