@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from ggufround.version import __version__
 
 if TYPE_CHECKING:
+    from ggufround.api import AutoRound, AutoRoundMLLM
     from ggufround.conversion import Report, convert
     from ggufround.planning import Options, Plan
     from ggufround.planning import build as plan
     from ggufround.preflight import Run
 
 _PUBLIC = {
+    "AutoRound": ("api", "AutoRound"),
+    "AutoRoundMLLM": ("api", "AutoRoundMLLM"),
     "Options": ("planning", "Options"),
     "Plan": ("planning", "Plan"),
     "Report": ("conversion", "Report"),
@@ -23,7 +26,7 @@ _PUBLIC = {
     "plan": ("planning", "build"),
 }
 
-__all__ = ["Options", "Plan", "Report", "Run", "__version__", "convert", "plan"]
+__all__ = ["AutoRound", "AutoRoundMLLM", "Options", "Plan", "Report", "Run", "__version__", "convert", "plan"]
 
 
 def __getattr__(name: str) -> Any:

@@ -181,12 +181,11 @@ def _check_format(given: Format, layers: Layers) -> None:
     for module, scheme in layers.quantised.items():
         if reason := given.refusal(scheme):
             raise UsageError(f"{given.name} cannot hold {scheme.name} ({module}): {reason}")
-    if not given.mixed and layers.others:
-        module, scheme = next(iter(layers.others.items()))
-        raise UsageError(
-            f"{given.name} has one scheme for all layers, but {module} would get {scheme.name}; keep it in 16 bits "
-            f"with --ignore, or choose auto_round, auto_gptq, llm_compressor or mlx"
-        )
+        if not given.mixes(layers.scheme, scheme):
+            raise UsageError(
+                f"{given.name} cannot hold {scheme.name} ({module}) beside {layers.scheme.name}; keep that layer in 16 "
+                f"bits with --ignore, or choose llm_compressor, which can"
+            )
 
 
 def _type(ref: TensorRef, layers: Layers) -> QuantType:

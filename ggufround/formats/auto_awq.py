@@ -27,4 +27,4 @@ def config(layers: Layers) -> dict[str, Any]:
     }
 
 
-FORMAT = Format("auto_awq", "AutoAWQ, GPTQModel, vLLM, SGLang", refusal, awq, config, mixed=False)
+FORMAT = Format("auto_awq", "AutoAWQ, GPTQModel, vLLM, SGLang", refusal, awq, config, lambda most, other: most == other)

@@ -13,14 +13,9 @@ from typing import Any
 
 from ggufround.formats.spec import Format, Store
 from ggufround.formats.stores import floats, gptq
-from ggufround.quants.schemes import Layers, Scheme
+from ggufround.quants.schemes import Layers, Scheme, described
 
 PACKING = {"int": "auto_round:auto_gptq", "fp": "auto_round:fp8_static"}
-ACTIVATIONS = {  # what the runtime does to activations
-    "mx_fp": {"act_data_type": "mx_fp", "act_dynamic": True, "act_sym": True},
-    "nv_fp": {"act_data_type": "nv_fp4_with_static_gs", "act_dynamic": True, "act_sym": True},
-    "fp": {"act_data_type": "fp", "act_dynamic": False, "act_sym": True, "activation_scheme": "static", "fmt": "e4m3"},
-}
 
 
 def refusal(scheme: Scheme) -> str | None:
@@ -52,26 +47,16 @@ def config(layers: Layers) -> dict[str, Any]:
     packing = PACKING.get(scheme.data, "auto_round:llm_compressor")
     if scheme.data == "int" and not scheme.symmetric:
         packing = "auto_round"
-    other = {name: _described(s) for name, s in layers.others.items()}
+    other = {name: described(s) for name, s in layers.others.items()}
     other |= {name: {"bits": 16, "data_type": "float"} for name in layers.kept}
     return {
         "quant_method": "auto-round",
         "packing_format": packing,
-        **_described(scheme),
+        **described(scheme),
         "block_name_to_quantize": layers.blocks,
         "provider": "ggufround",
         **({"extra_config": other} if other else {}),
     }
-
-
-def _described(scheme: Scheme) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "bits": scheme.bits, "group_size": scheme.group, "sym": scheme.symmetric, "data_type": scheme.data,
-    }  # fmt: skip
-    if scheme.active != "no":
-        group = 0 if scheme.data == "fp" else scheme.group
-        found |= {"act_bits": scheme.bits, "act_group_size": group, **ACTIVATIONS[scheme.data]}
-    return found
 
 
 def _tiles(layers: Layers) -> dict[str, Any]:
@@ -86,7 +71,12 @@ def _tiles(layers: Layers) -> dict[str, Any]:
     }
 
 
+def mixes(most: Scheme, other: Scheme) -> bool:
+    """One packing_format holds for all layers: they may differ in bits and groups."""
+    return replace(other, bits=most.bits, group=most.group) == most and (most.data == "int" or most == other)
+
+
 FORMAT = Format(
-    "auto_round", "transformers with auto-round, vLLM, SGLang", refusal, store, config,
+    "auto_round", "transformers with auto-round, vLLM, SGLang", refusal, store, config, mixes,
     more={"quantization_config.json": config},
 )  # fmt: skip

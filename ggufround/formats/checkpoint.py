@@ -9,7 +9,9 @@ config.json last of them: a folder with one is whole.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -33,6 +35,9 @@ DTYPES: dict[int, np.dtype[Any]] = {n: np.dtype(f"<u{n}") for n in (1, 2, 4, 8)}
 ELEMENTS: dict[str, np.dtype[Any]] = {  # as a Store joins them; others as bytes
     "F16": np.dtype("<f2"), "I32": np.dtype("<i4"), "U32": np.dtype("<i4"), "F32": np.dtype("<f4"),
 }  # fmt: skip
+
+
+Read = Callable[[int, int, int], bytes]  # (number of a file, how many bytes, from which on)
 
 
 @dataclass(frozen=True)
@@ -251,30 +256,26 @@ class CheckpointSink:
 
     def write_scale(self, name: str, scales: NDArray[np.float32]) -> None:
         """Stores the global scale of output `name`."""
-        self._write_number(name, (GLOBAL_SCALE,), self.places[name].store.scale, float(scales[0]))
+        form = self.places[name].store.scale
+        assert form is not None
+        self.write_number(name, GLOBAL_SCALE, form(float(scales[0])))
 
     def write_active(self, name: str, largest: float) -> None:
         """Stores what the largest input of output `name` makes of the scale of its activations."""
-        self._write_number(name, ACTIVE, self.places[name].store.active, largest)
+        form = self.places[name].store.active
+        assert form is not None
+        for suffix in ACTIVE:
+            self.write_number(name, suffix, form(largest))
 
-    def _write_number(
-        self, name: str, suffixes: tuple[str, ...], form: Callable[[float], bytes] | None, value: float
-    ) -> None:
+    def write_number(self, name: str, suffix: str, data: bytes) -> None:
+        """Stores the member of output `name` that has no rows and this suffix, where there is one."""
         for stored in self.places[name].members:
-            if form is not None and stored.member.suffix in suffixes:
-                self._files.write(stored.file, form(value), stored.offset, stored.name)
+            if stored.member.suffix == suffix:
+                self._files.write(stored.file, data, stored.offset, stored.name)
 
     def read(self, name: str, first_row: int, rows: int) -> bytes:
         """Records as they are in the files now (for a resume and for the final check)."""
-        place = self.places[name]
-        arrays = []
-        for stored in _with_rows(place):
-            out = np.empty(_part_shape(place, stored, rows), DTYPES[stored.item])
-            for start, run in _runs(place, stored, first_row, out):
-                run[:] = np.frombuffer(self._files.read(stored.file, run.nbytes, start), run.dtype)
-            arrays.append(out if place.type.codec is None else out.view(ELEMENTS.get(stored.member.dtype, np.uint8)))
-        joined = place.store.join(tuple(arrays))
-        return np.ascontiguousarray(joined).tobytes()
+        return records(self.places[name], self._files.read, first_row, rows)
 
     def sync(self) -> None:
         """Has the disk take what was written so far, while something else is done. Raises OutputError."""
@@ -291,6 +292,33 @@ class CheckpointSink:
     def abandon(self) -> None:
         """Closes the files as they are; a later run can go on with them."""
         self._files.abandon()
+
+
+@contextmanager
+def reading(layout: CheckpointLayout) -> Iterator[Read]:
+    """Reads the finished files of a layout."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(shard.path.open("rb")) for shard in layout.files]
+        yield lambda number, size, offset: os.pread(files[number].fileno(), size, offset)
+
+
+def records(place: LayerPlace, read: Read, first_row: int, rows: int) -> bytes:
+    """Rows of an output as records."""
+    arrays = []
+    for stored in _with_rows(place):
+        out = np.empty(_part_shape(place, stored, rows), DTYPES[stored.item])
+        for start, run in _runs(place, stored, first_row, out):
+            run[:] = np.frombuffer(read(stored.file, run.nbytes, start), run.dtype)
+        arrays.append(out if place.type.codec is None else out.view(ELEMENTS.get(stored.member.dtype, np.uint8)))
+    return np.ascontiguousarray(place.store.join(tuple(arrays))).tobytes()
+
+
+def global_factor(place: LayerPlace, read: Read) -> np.float32:
+    """What the weights of an output are to be multiplied with: 1 without a global scale."""
+    for stored in place.members:
+        if stored.member.suffix == GLOBAL_SCALE:
+            return np.float32(1 / float(np.frombuffer(read(stored.file, 4, stored.offset), "<f4")[0]))
+    return np.float32(1)
 
 
 def _with_rows(place: LayerPlace) -> list[Stored]:

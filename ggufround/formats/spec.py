@@ -116,6 +116,7 @@ class Format:
     refusal: Callable[[Scheme], str | None]
     store: Callable[[Scheme, tuple[int, int]], Store]
     config: Callable[[Layers], dict[str, Any]]  # quantization_config of config.json
-    mixed: bool = True  # whether layers may differ in scheme
+    # Whether a layer may have the second scheme where most have the first.
+    mixes: Callable[[Scheme, Scheme], bool] = lambda most, other: True
     keys: tuple[str, ...] = ("quantization_config",)  # of config.json
     more: Mapping[str, Callable[[Layers], dict[str, Any]]] = field(default_factory=dict)  # further JSON files

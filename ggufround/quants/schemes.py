@@ -9,12 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ggufround.errors import UsageError
 from ggufround.quants.spec import QuantType
 from ggufround.quants.types import FLOAT_TYPES, fp8_type, integer_type
 
+ACTIVATIONS = {  # what the runtime does to activations
+    "mx_fp": {"act_data_type": "mx_fp", "act_dynamic": True, "act_sym": True},
+    "nv_fp": {"act_data_type": "nv_fp4_with_static_gs", "act_dynamic": True, "act_sym": True},
+    "fp": {"act_data_type": "fp", "act_dynamic": False, "act_sym": True, "activation_scheme": "static", "fmt": "e4m3"},
+}
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP = 128  # of integers, where nothing else is said
 INTEGERS = re.compile(r"W(\d)A16(?:G(\d+))?(-?ASYM)?", re.IGNORECASE)
@@ -114,3 +119,14 @@ def checked(given: Scheme) -> Scheme:
     if given.group != WHOLE and (given.group < 8 or given.group % 8):
         raise UsageError(f"groups of {given.group} weights; must be a multiple of 8, or {WHOLE} for whole rows")
     return given
+
+
+def described(scheme: Scheme) -> dict[str, Any]:
+    """The scheme in auto-round's terms."""
+    found: dict[str, Any] = {
+        "bits": scheme.bits, "group_size": scheme.group, "sym": scheme.symmetric, "data_type": scheme.data,
+    }  # fmt: skip
+    if scheme.active != "no":
+        group = 0 if scheme.data == "fp" else scheme.group
+        found |= {"act_bits": scheme.bits, "act_group_size": group, **ACTIVATIONS[scheme.data]}
+    return found
