@@ -12,8 +12,10 @@ from ggufround.arch import ARCHITECTURES
 from ggufround.cli import show
 from ggufround.cli.values import Json
 from ggufround.errors import UsageError
+from ggufround.formats.table import FORMATS
 from ggufround.ggml_types import GGML_TYPES
 from ggufround.quants.mixes import MIXES
+from ggufround.quants.schemes import KNOWN, scheme
 from ggufround.quants.types import QUANT_TYPES
 from ggufround.recipes import RECIPES
 from ggufround.tune.extra import require_extra
@@ -44,7 +46,11 @@ def _mixes() -> tuple[tuple[str, ...], Rows]:
 
 
 def _formats() -> tuple[tuple[str, ...], Rows]:
-    return ("format", "for"), [("gguf", "llama.cpp, ollama, LM Studio")]
+    rows: Rows = [("gguf", "llama.cpp, ollama, LM Studio", "all types of `ggufround list mixes`")]
+    schemes = [scheme(name) for name in KNOWN]
+    for found in FORMATS.values():
+        rows.append((found.name, found.about, " ".join(s.name for s in schemes if found.refusal(s) is None)))
+    return ("format", "for", "schemes"), rows
 
 
 def _recipes() -> tuple[tuple[str, ...], Rows]:

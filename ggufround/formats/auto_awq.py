@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ggufround.formats.spec import Format
@@ -23,6 +24,7 @@ def config(layers: Layers) -> dict[str, Any]:
         "group_size": scheme.group,
         "zero_point": not scheme.symmetric,
         "modules_to_not_convert": [*head, *layers.kept],
+        **({"dynamic": {f"-:^{re.escape(name)}$": {} for name in layers.kept}} if layers.kept else {}),  # GPTQModel's
         "provider": "ggufround",
     }
 

@@ -1,4 +1,8 @@
-"""auto_gptq: GPTQ's checkpoints (version 1: zero points stored less one), for GPTQModel, vLLM, SGLang, ExLlama."""
+"""auto_gptq: GPTQ's checkpoints, for GPTQModel, transformers, vLLM, SGLang, ExLlama.
+
+Symmetric ones are of the first version. Asymmetric ones are of the second (checkpoint_format "gptq_v2", raw zero
+points): GPTQModel takes no others that it did not write itself.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +27,21 @@ def refusal(scheme: Scheme) -> str | None:
 
 
 def store(scheme: Scheme, shape: tuple[int, int]) -> Store:
-    """And the group of each column, which is only of use where columns were reordered, but readers want it."""
-    plain, columns = gptq(scheme, shape, lowered=True), shape[1]
+    """And the group of each column, of use only where columns were reordered, but transformers wants it."""
+    plain, columns = gptq(scheme, shape), shape[1]
     order = (np.arange(columns) // codec_of(scheme.type_for(columns)).group).astype("<i4").tobytes()
     return replace(plain, members=(*plain.members, Member(".g_idx", "I32", (columns,), None, constant=order)))
 
 
 def config(layers: Layers) -> dict[str, Any]:
     scheme = layers.scheme
-    dynamic: dict[str, Any] = {
-        f"+:^{re.escape(name)}$": {"bits": s.bits, "group_size": s.group, "sym": s.symmetric}
-        for name, s in layers.others.items()
-    }
+    dynamic: dict[str, Any] = {f"+:^{re.escape(name)}$": _rule(s) for name, s in layers.others.items()}
+    if layers.head in layers.quantised:  # outside the blocks; auto-round's reader wants it said in so many words
+        dynamic[f"+:^{re.escape(layers.head)}$"] = _rule(layers.quantised[layers.head])
     dynamic |= {f"-:^{re.escape(name)}$": {} for name in layers.kept}
     return {
         "quant_method": "gptq",
-        "checkpoint_format": "gptq",
+        "checkpoint_format": "gptq" if scheme.symmetric else "gptq_v2",
         "bits": scheme.bits,
         "group_size": scheme.group,
         "sym": scheme.symmetric,
@@ -48,10 +51,26 @@ def config(layers: Layers) -> dict[str, Any]:
         "lm_head": layers.head in layers.quantised,
         "provider": "ggufround",
         **({"dynamic": dynamic} if dynamic else {}),
+        **({"modules_in_block_to_quantize": _modules(layers)} if layers.kept else {}),
     }
 
 
+def _rule(scheme: Scheme) -> dict[str, Any]:
+    return {"bits": scheme.bits, "group_size": scheme.group, "sym": scheme.symmetric}
+
+
+def _modules(layers: Layers) -> list[list[str]]:
+    """What is quantised in a block: transformers reads this, not `dynamic`."""
+    inside = re.compile(re.escape(layers.blocks) + r"\.\d+\.(.+)")
+    return [sorted({found[1] for name in layers.quantised if (found := inside.fullmatch(name))})]
+
+
+def mixes(most: Scheme, other: Scheme) -> bool:
+    """One checkpoint_format holds for all layers."""
+    return most.symmetric == other.symmetric
+
+
 FORMAT = Format(
-    "auto_gptq", "GPTQModel, transformers, vLLM, SGLang, ExLlama", refusal, store, config,
+    "auto_gptq", "GPTQModel, transformers, vLLM, SGLang, ExLlama", refusal, store, config, mixes,
     more={"quantize_config.json": config},
 )  # fmt: skip

@@ -31,7 +31,7 @@ def is_w8_asym(scheme: Scheme) -> bool:
 
 def store(scheme: Scheme, shape: tuple[int, int]) -> Store:
     if scheme.data == "int":
-        return gptq(scheme, shape, lowered=scheme.symmetric)
+        return gptq(scheme, shape)
     found = floats(scheme, shape)
     if scheme.data != "fp":
         return found

@@ -221,7 +221,7 @@ def _small_files(
     if index is not None:
         small[INDEX] = _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))})
     config = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
-    small["config.json"] = _json(config | {key: quantization for key in given.keys})
+    small["config.json"] = _json(config | given.entry(config) | dict.fromkeys(given.keys, quantization))
     return small
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,4 +55,13 @@ def config(layers: Layers) -> dict[str, Any]:
     return {**one(layers.scheme), **table}
 
 
-FORMAT = Format("mlx", "mlx-lm, mlx-vlm", refusal, store, config, keys=("quantization", "quantization_config"))
+def entry(config: Mapping[str, Any]) -> dict[str, Any]:
+    """mlx-lm looks for the base of the rotary frequencies where config.json had it before transformers 5."""
+    rope = config.get("rope_parameters")
+    flat = isinstance(rope, dict) and "rope_theta" in rope and "rope_theta" not in config
+    return {"rope_theta": rope["rope_theta"]} if flat and rope else {}
+
+
+FORMAT = Format(
+    "mlx", "mlx-lm, mlx-vlm", refusal, store, config, keys=("quantization", "quantization_config"), entry=entry
+)

@@ -119,4 +119,5 @@ class Format:
     # Whether a layer may have the second scheme where most have the first.
     mixes: Callable[[Scheme, Scheme], bool] = lambda most, other: True
     keys: tuple[str, ...] = ("quantization_config",)  # of config.json
+    entry: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}  # what else config.json gets
     more: Mapping[str, Callable[[Layers], dict[str, Any]]] = field(default_factory=dict)  # further JSON files

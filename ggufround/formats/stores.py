@@ -44,14 +44,14 @@ def zero_points(codec: GroupCodec, parts: Fields) -> U8:
     return np.full(parts.scales.shape, 1 << (codec.bits - 1), np.uint8) if parts.zeros is None else parts.zeros
 
 
-def gptq(scheme: Scheme, shape: Shape, lowered: bool) -> Store:
-    """GPTQ's: words run down the columns of the transposed matrix; zero points are packed across, `lowered` by one.
+def gptq(scheme: Scheme, shape: Shape) -> Store:
+    """GPTQ's: words run down the columns of the transposed matrix, zero points are packed across.
 
-    A lowered zero point of 0 would be -1, which no reader takes: such a group is moved up by one code, the topmost code
-    excepted. Only a group without negative weights has that zero point.
+    The zero points of symmetric types, all the middle code, are stored less one, as GPTQ's first version has it. Those
+    of asymmetric ones are stored as they are (version 2), since readers differ in what a zero point of 0 less one is.
     """
     codec, (rows, columns) = codec_of(scheme.type_for(shape[1])), shape
-    bits, groups, top = codec.bits, columns // codec.group, (1 << codec.bits) - 1
+    bits, groups = codec.bits, columns // codec.group
     members = (
         Member(".qweight", "I32", (columns * bits // 32, rows), 1),
         Member(".qzeros", "I32", (groups, rows * bits // 32), 1),
@@ -60,19 +60,13 @@ def gptq(scheme: Scheme, shape: Shape, lowered: bool) -> Store:
 
     def split(packed: U8) -> Arrays:
         parts = fields(codec, packed)
-        zeros, stream = zero_points(codec, parts), parts.stream
-        if lowered:
-            if not zeros.all():
-                low = np.repeat(zeros == 0, codec.group, axis=1)
-                codes = unpack_bits(stream, bits)
-                stream = pack_bits(np.where(low, np.minimum(codes + 1, top), codes).astype(np.uint8), bits)
-            zeros = np.maximum(zeros, 1) - 1
-        return words(stream).T, words(pack_bits(zeros.T, bits)), parts.scales.T
+        zeros = zero_points(codec, parts) - np.uint8(codec.sym)
+        return words(parts.stream).T, words(pack_bits(zeros.T, bits)), parts.scales.T
 
     def join(arrays: Arrays) -> U8:
         qweight, qzeros, scales = arrays
-        zeros = (unpack_bits(stream_of(qzeros), bits) + lowered).T
-        return recorded(codec, Fields(stream_of(qweight.T), scales.T, None if codec.sym else zeros))
+        zeros = None if codec.sym else unpack_bits(stream_of(qzeros), bits).T
+        return recorded(codec, Fields(stream_of(qweight.T), scales.T, zeros))
 
     return Store(members, split, join)
 
