@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ggufround.conversion import Report, carry_out, lay_out_all, plan_all, plan_of
+from ggufround.conversion import Progress, Report, carry_out, lay_out_all, plan_all, plan_of
 from ggufround.errors import UnsupportedError, UsageError
 from ggufround.formats.checkpoint import CheckpointLayout, global_factor, reading, records
 from ggufround.formats.repack import repack
@@ -54,6 +54,7 @@ class AutoRound:
     iters            tuning steps a block; 0: no tuning, our search (`disable_opt_rtn=True`: plain rounding)
     device_map       "cpu", "cuda", "cuda:1", "xpu" or "auto"; a number is that of a CUDA device
     low_gpu_mem_usage   accepted; one block is on the device at a time anyway
+    progress         called with (phase, done, in all) while it runs
 
     Raises TypeError for an argument that there is not, and what the pipeline raises (leaves of GgufroundError).
     """
@@ -82,6 +83,7 @@ class AutoRound:
         disable_opt_rtn: bool = False,
         max_ram: int | None = None,
         threads: int | None = None,
+        progress: Progress | None = None,
         **unknown: object,
     ) -> None:
         for name in unknown:
@@ -100,6 +102,7 @@ class AutoRound:
         self._head, self._device = quant_lm_head, _device(device_map)
         self._dataset, self._seed = dataset, seed
         self._samples, self._seqlen = nsamples or self._recipe.samples, seqlen or self._recipe.seqlen
+        self._progress = progress
         self._run = Run(threads=threads, max_ram=max_ram)
         self._found: tuple[CheckpointLayout, dict[str, str]] | None = None
         self.report: Report | None = None  # of the last run
@@ -174,7 +177,7 @@ class AutoRound:
     def _carry_out(self, options: Options | CheckpointOptions, out: Path, run: Run) -> tuple[Plan, Any]:
         plan, tuning = plan_all(self._path(), options, self._calibration(), self._device, run, out.parent)
         layouts = lay_out_all(plan, out, run.split_max_size)
-        self.report = carry_out(plan, layouts, run, tuning=tuning)
+        self.report = carry_out(plan, layouts, run, self._progress, tuning=tuning)
         return plan, layouts
 
     def _options(self, formats: tuple[str, ...]) -> CheckpointOptions:

@@ -18,6 +18,7 @@ from ggufround.cli.evaluate import evaluate_command
 from ggufround.cli.imatrix import imatrix_command
 from ggufround.cli.inspect import inspect_command
 from ggufround.cli.listing import list_command
+from ggufround.cli.quantize import STATED, quantize_command
 from ggufround.cli.show import complain, say
 from ggufround.cli.verify import verify_command
 from ggufround.errors import GgufroundError
@@ -32,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("convert")(convert_command)
+app.command("quantize", context_settings=STATED)(quantize_command)
 app.command("plan")(plan_command)
 app.command("imatrix")(imatrix_command)
 app.command("inspect")(inspect_command)
