@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +89,7 @@ class AutoRound:
     ) -> None:
         for name in unknown:
             raise TypeError(_no_argument(type(self).__name__, name, AutoRound.__init__.__annotations__))
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Path | None = None
         self._loaded = None if isinstance(model, str | Path) else model
         self._tokenizer, self._given = tokenizer, model
         self._gguf = scheme.lower().partition("gguf:")[2]
@@ -201,8 +202,9 @@ class AutoRound:
 
     def _directory(self) -> Path:
         if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="ggufround-")
-        return Path(self._scratch.name)
+            self._scratch = Path(tempfile.mkdtemp(prefix="ggufround-"))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        return self._scratch
 
     def _path(self) -> str | Path:
         """Where the model's files are."""
