@@ -2,9 +2,10 @@
 own runtimes, which is not llama.cpp's (microfloat.py has that): to the nearest value, halves to even. As in AutoRound,
 a zero keeps its sign in MXFP4 and has none in NVFP4.
 
-MXFP4, `rtn`: the OCP standard's exponent, which puts the largest magnitude into [4, 8) steps; what is above 6 is cut
-off to it. A group of zeros gets AutoRound's exponent. NVFP4, `rtn`: the E4M3 nearest to largest / 6, the weights having
-been divided by the tensor's global scale.
+MXFP4, `rtn`: the OCP standard's exponent, which puts the largest magnitude into [4, 8) steps (exactly: as in mxfp8.py,
+AutoRound's logarithm is not followed where it rounds up); what is above 6 is cut off to it. A group of zeros gets
+AutoRound's exponent. NVFP4, `rtn`: the E4M3 nearest to largest / 6, the weights having been divided by the tensor's
+global scale.
 
 `opt-rtn` chooses scales as microfloat.py does, and then rounds in the same way.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from ggufround_kernels import grouped, microfloat
 from ggufround_kernels._jit import kernel
 from ggufround_kernels._lanes import LANES, absolute, bits, nearest, select, smaller
-from ggufround_kernels._vector import lane_of, load_at, peak, peaks16, store_at
+from ggufround_kernels._vector import bits_of, lane_of, load_at, peak, peaks16, store_at
 from ggufround_kernels.codec import F32, Search
 from ggufround_kernels.grouped import GroupCodec
 from ggufround_kernels.microfloat import half_ue4m3, ue4m3_nearest, values_of
@@ -56,7 +57,7 @@ def mx_codes(weights: Any, scales: Any, codes: Any) -> None:
 def mx_exponents(weights: Any, scales: Any) -> None:
     for g in range(scales.size):
         largest = peak(absolute(load_at(weights, g * MX_GROUP)))
-        scales[g] = max(microfloat.exponent_of(largest) + 125, 0) if largest > ZERO else ZEROS_E
+        scales[g] = max(np.int64(bits_of(largest) >> 23) - 2, 0) if largest > ZERO else ZEROS_E
 
 
 @kernel

@@ -44,12 +44,15 @@ class GroupCodec(NamedTuple):
 
     def pack(self, rounded: Rounded, out: U8) -> None:
         """Records, uint8 [rows, n // group * nbytes], of what a search or the tuner found."""
+        _check_packing(self, rounded, out)
         scales = rounded.scales if rounded.d is None else rounded.d.astype(self.scale)
         assert scales is not None
         record(self, Fields(pack_bits(rounded.codes, self.bits), scales, rounded.mins), out)
 
     def unpack(self, packed: U8, out: F32) -> None:
         """The weights, float32 [rows, n], of records."""
+        rows, size = _matrix(self.name, "packed rows", packed, np.uint8, self.nbytes)
+        _expect(self.name, "out", out, np.float32, (rows, size // self.nbytes * self.group), writes=True)
         out[:] = self.dequantise(rounded(self, fields(self, packed)))
 
     def quantize(self, weights: F32, importance: F32 | None, search: Search, out: U8) -> None:
@@ -91,6 +94,20 @@ def rounded(codec: GroupCodec, parts: Fields) -> Rounded:
     if codec.scale != "u1":
         return Rounded(codes, d=parts.scales.astype(np.float32), mins=_own(parts.zeros))
     return Rounded(codes, scales=_own(parts.scales))
+
+
+def _check_packing(codec: GroupCodec, rounded: Rounded, out: U8) -> None:
+    """numpy would stretch a single row over all of them."""
+    name = codec.name
+    rows, n = _matrix(name, "codes", rounded.codes, np.uint8, codec.group)
+    groups = n // codec.group
+    if rounded.d is None:
+        _expect(name, "scales", rounded.scales, np.uint8, (rows, groups))
+    else:
+        _expect(name, "d", rounded.d, np.float32, (rows, groups))
+    if not codec.sym:
+        _expect(name, "mins", rounded.mins, np.uint8, (rows, groups))
+    _expect(name, "out", out, np.uint8, (rows, groups * codec.nbytes), writes=True)
 
 
 def _own(values: Any) -> Any:
