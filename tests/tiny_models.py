@@ -56,13 +56,17 @@ def weight(case: Tiny, name: str, shape: tuple[int, ...]) -> np.ndarray:
 def written(folder: Path, name: str) -> Path:
     """The checkpoint of that name in `folder`, written if it is not there."""
     path = folder / name
-    return path if path.exists() else write(CASES[name], path)
+    return path if path.exists() else write(ALL[name], path)
 
 
-def write(case: Tiny, directory: Path) -> Path:
-    """Write the checkpoint in bfloat16 into `directory`, made if it is not there; returns it."""
-    tensors = {name: weight(case, name, shape) for name, shape in case.shapes.items()}
-    write_checkpoint(directory, tensors, case.config, shards=case.shards)
+def weights(case: Tiny) -> dict[str, np.ndarray]:
+    """All tensors by name, as `weight` has them."""
+    return {name: weight(case, name, shape) for name, shape in case.shapes.items()}
+
+
+def write(case: Tiny, directory: Path, tensors: Mapping[str, np.ndarray] | None = None) -> Path:
+    """Write the checkpoint in bfloat16 into `directory`, made if it is not there; returns it. `tensors`: other ones."""
+    write_checkpoint(directory, weights(case) if tensors is None else tensors, case.config, shards=case.shards)
     for name, text in case.files.items():
         (directory / name).write_text(text)
     configured = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -417,3 +421,13 @@ FURTHER_CASES = (
 )  # fmt: skip
 
 CASES = {case.name: case for case in (*LLAMA_CASES, *FURTHER_CASES)}
+
+
+def wide() -> Tiny:
+    """A Llama whose rows are as long as a block of the K-quants, and whose matrices are tiles of 128."""
+    sizes = {EMBD: 256, FF: 256, 64: 128}
+    shapes = {n: tuple(sizes.get(k, k) for k in s) for n, s in llama_like().items()}
+    return Tiny("wide", config("LlamaForCausalLM", "llama", hidden_size=256, intermediate_size=256), shapes)
+
+
+ALL = CASES | {"wide": wide()}

@@ -64,7 +64,7 @@ def plan_command(model: Model, flags: Flags, json: Json = False) -> None:
     """Show what convert would do, without reading a weight: types, exact sizes, memory, disk."""
     run = flags.run()
     plan, tuning = _planned(model, flags, run)
-    name = "{type}.gguf" if len(plan.targets) > 1 else "out.gguf"
+    name = "out-{format}" if plan.targets[0].layers else "{type}.gguf" if len(plan.targets) > 1 else "out.gguf"
     _show_plan(plan, tuning, Path(name), run, json)
 
 

@@ -47,7 +47,8 @@ def config(layers: Layers) -> dict[str, Any]:
     packing = PACKING.get(scheme.data, "auto_round:llm_compressor")
     if scheme.data == "int" and not scheme.symmetric:
         packing = "auto_round"
-    other = {name: described(s) for name, s in layers.others.items()}
+    inside = f"{layers.blocks}."  # a reader looks for quantised layers there, and elsewhere for those that are named
+    other = {n: described(s) for n, s in layers.quantised.items() if s != scheme or not n.startswith(inside)}
     other |= {name: {"bits": 16, "data_type": "float"} for name in layers.kept}
     return {
         "quant_method": "auto-round",

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ggufround.arch.spec import Output
 from ggufround.errors import UsageError
-from ggufround.formats.partial import Buffer, PartialFiles, put
+from ggufround.formats.partial import Buffer, PartialFiles, put, remove, sync_folder
 from ggufround.formats.spec import ACTIVE, GLOBAL_SCALE, ITEM, U8, Format, Member, Store
 from ggufround.formats.table import checkpoint_format
 from ggufround.planning import Plan, Target
@@ -282,12 +282,14 @@ class CheckpointSink:
         self._files.sync()
 
     def close(self, digests: Mapping[str, str]) -> None:
-        """Gives the shards their names, then writes the small files."""
+        """Gives the shards their names, then writes the small files. An earlier run's config.json goes first."""
+        remove([self.layout.folder / "config.json"])
         self._files.close()
         given = {key: field.value for key, field in self.layout.target.metadata.items()}
         put(self.layout.folder / PROVENANCE, _json({**given, **digests}))
         for name, data in self.layout.small.items():
             put(self.layout.folder / name, data)
+        sync_folder(self.layout.folder)
 
     def abandon(self) -> None:
         """Closes the files as they are; a later run can go on with them."""

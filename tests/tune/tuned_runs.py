@@ -21,20 +21,7 @@ LAYERS = tiny_models.LAYERS
 Progress = Callable[[str, int, int], None]
 
 
-def wide() -> tiny_models.Tiny:
-    """A Llama whose rows are as long as a block of the K-quants."""
-    sizes = {tiny_models.EMBD: 256, tiny_models.FF: 256, 64: 128}
-    shapes = {n: tuple(sizes.get(k, k) for k in s) for n, s in tiny_models.llama_like().items()}
-    config = tiny_models.config("LlamaForCausalLM", "llama", hidden_size=256, intermediate_size=256)
-    return tiny_models.Tiny("wide", config, shapes)
-
-
-CASES = tiny_models.CASES | {"wide": wide()}
-
-
-def written(folder: Path, name: str) -> Path:
-    path = folder / name
-    return path if path.exists() else tiny_models.write(CASES[name], path)
+CASES, written = tiny_models.ALL, tiny_models.written
 
 
 def tune(
