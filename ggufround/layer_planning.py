@@ -20,7 +20,7 @@ from ggufround.checkpoint.reading import check_readable
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
 from ggufround.errors import InputError, UnsupportedError, UsageError
 from ggufround.formats.spec import Format
-from ggufround.formats.table import checkpoint_format
+from ggufround.formats.table import FORMATS, checkpoint_format
 from ggufround.gguf_file import Field, string
 from ggufround.planning import Plan, Target, is_copy, side_files_digest, source_name
 from ggufround.quants.schemes import Layers, Scheme
@@ -62,6 +62,8 @@ def build_checkpoint(model: str | Path, options: CheckpointOptions, source: Chec
     """
     chosen = recipe(options.recipe) if isinstance(options.recipe, str) else options.recipe
     formats = [checkpoint_format(name) for name in options.formats]
+    if not formats:
+        raise UsageError(f"no format was given; there are: gguf, {', '.join(FORMATS)}")
     if twice := {f.name for f in formats if formats.count(f) > 1}:
         raise UsageError(f"format {twice.pop()} was given twice")
     checkpoint = source or open_checkpoint(str(model))

@@ -63,6 +63,8 @@ def _to_be_made(folder: Path, layouts: tuple[Layout, ...]) -> Path:
     own = any(layout.own_names() is not None and layout.files[0].path.parent == folder for layout in layouts)
     if own and folder.parent.is_dir() and not folder.exists():
         return folder.parent
+    if own and folder.exists():
+        raise UsageError(f"OUT {folder} is a file; give a folder for a checkpoint")
     missing = folder.parent if own else folder
     raise UsageError(f"the folder {missing} does not exist; create it first")
 

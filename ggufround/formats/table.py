@@ -11,6 +11,8 @@ FORMATS: dict[str, Format] = {m.FORMAT.name: m.FORMAT for m in (auto_round, auto
 
 def checkpoint_format(name: str) -> Format:
     """The format of that name. Raises UsageError for an unknown one."""
+    if name.lower() == "gguf":
+        raise UsageError("gguf holds other types than checkpoint formats: make it in a run of its own")
     found = FORMATS.get(name.lower())
     if found is None:
         raise UsageError(f"unknown format {name!r}; there are: gguf, {', '.join(FORMATS)}")
