@@ -45,13 +45,25 @@ def _means(name: str, seen: Squares) -> NDArray[np.float32]:
     return means
 
 
+def largest_inputs(squares: Mapping[str, Squares]) -> dict[str, float]:
+    """Of each tensor the largest magnitude that it was multiplied with; that of its kind for an expert that no token
+    reached, and 1 where there was nothing but zeros."""
+    peaks = {name: float(seen.peaks.max()) for name, seen in squares.items() if seen.peaks is not None}
+    of_kind: dict[str, float] = {}
+    for name, peak in peaks.items():
+        kind = re.sub(r"\d+", "", name)
+        of_kind[kind] = max(of_kind.get(kind, 0), peak)
+    return {name: peak or of_kind[re.sub(r"\d+", "", name)] or 1.0 for name, peak in peaks.items()}
+
+
 def unreached(squares: Mapping[str, Squares]) -> str | None:
     """A line that says which experts no token reached, or None: "2 experts (blk.3: 5, 17)..."."""
     missed: dict[int, set[int]] = {}
     for name, seen in squares.items():
         if (numbers := np.flatnonzero(seen.counts == 0)).size:
-            block = re.match(r"blk\.(\d+)\.", name)
-            missed.setdefault(int(block[1]) if block else -1, set()).update(map(int, numbers))
+            # blk.3.ffn_up_exps.weight, or an expert for itself: model.layers.3.mlp.experts.17.up_proj.weight
+            block, *expert = map(int, re.findall(r"\.(\d+)(?=\.)", name) or [-1])
+            missed.setdefault(block, set()).update(expert or map(int, numbers))
     if not missed:
         return None
     shown = [f"block {block}: {_numbers(missed[block])}" for block in sorted(missed)]
@@ -70,4 +82,4 @@ def _numbers(values: set[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-__all__ = ["Squares", "importance_from", "unreached"]
+__all__ = ["Squares", "importance_from", "largest_inputs", "unreached"]

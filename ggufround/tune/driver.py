@@ -25,7 +25,7 @@ from ggufround.tune import device as devices
 from ggufround.tune.activations import Activations, runs
 from ggufround.tune.blocks import Losses, Pair, Scene, Unit, fixed_columns, micro_batch, tune_block
 from ggufround.tune.curvature import Curvature, check_finite, measure
-from ggufround.tune.importance import Squares, collecting, destinations, importance_from, unreached
+from ggufround.tune.importance import Squares, collecting, destinations, importance_from, largest_inputs, unreached
 from ggufround.tune.latents import Latents
 from ggufround.tune.metric import Metric
 from ggufround.tune.outputs import ReadOutput, output_weights
@@ -113,7 +113,7 @@ class Driver:
                 if anchors:
                     self._through(i, module, anchors.full)
                 importance = importance_from(found).entries
-                largest = {name: float(s.peaks.max()) for name, s in found.items() if s.peaks is not None}
+                largest = largest_inputs(found)
                 self.squares |= found
                 if not finished(names):
                     if tuned:

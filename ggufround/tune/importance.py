@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ggufround.arch.spec import Output
 from ggufround.quants.squares import Squares as Squares
 from ggufround.quants.squares import importance_from as importance_from
+from ggufround.quants.squares import largest_inputs as largest_inputs
 from ggufround.quants.squares import unreached as unreached
 from ggufround.tune.skeleton import Place
 

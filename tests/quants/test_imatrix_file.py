@@ -17,7 +17,7 @@ from ggufround.gguf_file import Kind, array, string, u32
 from ggufround.gguf_read import read_gguf
 from ggufround.quants.imatrix_file import write_imatrix
 from ggufround.quants.importance import read_imatrix
-from ggufround.quants.squares import Squares, importance_from, unreached
+from ggufround.quants.squares import Squares, importance_from, largest_inputs, unreached
 
 RNG = np.random.default_rng(5)
 Q, UP = "blk.0.attn_q.weight", "blk.10.ffn_up_exps.weight"
@@ -161,3 +161,20 @@ def test_a_note_names_the_experts_that_no_token_reached() -> None:
     assert "(block 0: 0-2, 4, 6-7; block 1: 0-2, 4, 6-7;" in line
     assert "block 7: 0-2, 4, 6-7; ...)" in line
     assert "\n" not in line
+
+
+def test_experts_that_are_tensors_of_their_own_are_named_as_well() -> None:
+    peaks = {0: 2.0, 1: 0.0, 2: 5.0}
+    seen = {
+        f"model.layers.4.mlp.experts.{e}.{kind}_proj.weight": Squares(
+            np.zeros((1, 4)), np.array([int(peak > 0)]), np.array([peak])
+        )
+        for e, peak in peaks.items()
+        for kind in ("up", "down")
+    }
+    line = unreached(seen)
+    assert line is not None
+    assert "no token reached 1 expert, which is rounded as if all inputs mattered alike (block 4: 1);" in line
+    largest = largest_inputs(seen)
+    assert [largest[f"model.layers.4.mlp.experts.{e}.up_proj.weight"] for e in peaks] == [2, 5, 5]
+    assert largest_inputs({Q: Squares(np.zeros((1, 4)), np.array([3]), np.zeros(1))}) == {Q: 1}
