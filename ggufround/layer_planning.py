@@ -136,11 +136,16 @@ def _layers(checkpoint: Checkpoint, options: CheckpointOptions) -> tuple[Layers,
     if len(blocks) > 1:
         raise UnsupportedError(f"{checkpoint.source} has blocks under several names: {', '.join(sorted(blocks))}")
     head = next((_module(name) for name in HEADS if name in checkpoint.tensors), "lm_head")
-    if options.quant_lm_head and head not in quantised:
+    if options.quant_lm_head and (head not in quantised or _is_tied(checkpoint)):
         raise UsageError(
             f"{checkpoint.source} has no head of its own to quantise: it is tied to the embedding; leave out the flag"
         )
     notes = [f"{pattern!r} matches no linear layer" for pattern in sorted(idle)]
+    if stacks := [ref.name for ref in _weights(checkpoint) if _is_stack(ref)]:
+        notes.append(
+            f"{len(stacks)} stacks of experts stay in 16 bits (first: {stacks[0]}): only a model that was saved with a "
+            f"tensor for each expert can have them quantised"
+        )
     if odd:
         notes.append(f"{len(odd)} layers stay in 16 bits, since {DIVISOR} does not divide them (first: {odd[0]})")
     return Layers(options.scheme, quantised, tuple(kept), next(iter(blocks), ""), head), tuple(notes)
@@ -162,6 +167,18 @@ def _is_linear(ref: TensorRef, head: bool) -> bool:
     if name in HEADS:
         return head
     return BLOCK.match(name) is not None and not any(fnmatchcase(name, pattern) for pattern in NOT_LINEAR)
+
+
+def _is_stack(ref: TensorRef) -> bool:
+    left_out = any(fnmatchcase(ref.name, pattern) for pattern in (*TOWERS, *NOT_LINEAR))
+    return len(ref.shape) == 3 and BLOCK.match(ref.name) is not None and not left_out
+
+
+def _is_tied(checkpoint: Checkpoint) -> bool:
+    """Whether readers take the embedding for the head, even where the checkpoint holds both."""
+    text = checkpoint.config.get("text_config")
+    of_text = text.get("tie_word_embeddings", False) if isinstance(text, dict) else False
+    return bool(checkpoint.config.get("tie_word_embeddings", of_text))
 
 
 def _check_shape(module: str, ref: TensorRef, scheme: Scheme) -> None:

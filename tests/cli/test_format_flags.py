@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny_models
+from checkpoints import READERS, Read, read_layer
 from tiny import write_checkpoint
 
 OUT = "out"
@@ -110,6 +113,14 @@ def test_a_tied_head_cannot_be_quantised(run: Any, folder: Path, tmp_path: Path)
     assert "has no head of its own to quantise: it is tied to the embedding; leave out the flag" in told
 
 
+def test_a_head_that_readers_take_from_the_embedding_cannot_be_quantised(run: Any, tmp_path: Path) -> None:
+    case = tiny_models.CASES["qwen2"]
+    tied = replace(case, config=case.config | {"tie_word_embeddings": True})  # and saved all the same
+    model = tiny_models.write(tied, tmp_path / "model")
+    told = refused(run, model, tmp_path / OUT, "--format", "mlx", "--group-size", 32, "--quant-lm-head")
+    assert "it is tied to the embedding" in told
+
+
 def test_a_head_whose_inputs_are_not_measured_cannot_be_quantised(run: Any, folder: Path, tmp_path: Path) -> None:
     model = tiny_models.written(folder, "qwen2")
     flags = ("--format", "llm_compressor", "--scheme", "NVFP4", "--quant-lm-head")
@@ -155,6 +166,14 @@ def test_transposed_layers_are_refused(run: Any, llama: Path, tmp_path: Path) ->
     assert "gpt2 stores its layers transposed" in refused(run, model, tmp_path / OUT, "--format", "mlx")
 
 
+def test_a_tensor_without_dimensions_is_refused(run: Any, tmp_path: Path) -> None:
+    case = tiny_models.CASES["llama"]
+    tensors = tiny_models.weights(case) | {"model.layers.0.scale": np.float32(1).reshape(())}
+    model = write_checkpoint(tmp_path / "model", tensors, case.config)
+    told = refused(run, model, tmp_path / OUT, "--format", "mlx", "--group-size", 32)
+    assert "model.layers.0.scale in model.safetensors is a single number" in told
+
+
 def test_blocks_under_several_names_are_refused(run: Any, tmp_path: Path) -> None:
     case = tiny_models.CASES["llama"]
     tensors = tiny_models.weights(case)
@@ -162,3 +181,27 @@ def test_blocks_under_several_names_are_refused(run: Any, tmp_path: Path) -> Non
     model = write_checkpoint(tmp_path / "model", tensors | more, case.config)
     told = refused(run, model, tmp_path / OUT, "--format", "mlx", "--group-size", 32)
     assert "has blocks under several names: model.decoder.layers, model.layers" in told
+
+
+# --- what is taken ---------------------------------------------------------------------------------------------------
+
+
+def test_flags_say_the_scheme_of_all_layers_and_of_some(run: Any, folder: Path, tmp_path: Path) -> None:
+    model = tiny_models.written(folder, "qwen2")
+    flags = "--format llm_compressor --bits 4 --group-size 32 --asym --layer q_proj=8 --layer k_proj=W3A16G64"
+    more = ("--layer", "v_proj=16", "--ignore", "o_proj", "--quant-lm-head", "--recipe", "rtn")
+    ran = run("convert", model, tmp_path / OUT, *flags.split(), *more, "--json")
+    assert ran.code == 0, ran.err
+    read = {
+        name: read_layer("llm_compressor", tmp_path / OUT, f"model.layers.1.self_attn.{name}_proj") for name in "qkvo"
+    }
+    assert read == {"q": Read(8, 32, False), "k": Read(3, 64, True), "v": None, "o": None}
+    assert read_layer("llm_compressor", tmp_path / OUT, "lm_head") == Read(4, 32, False)
+    assert ran.json["files"] == [str(tmp_path / OUT / "model.safetensors")]
+
+
+def test_formats_and_their_schemes_are_listed(run: Any) -> None:
+    rows = {row["format"]: row for row in run("list", "formats", "--json").json}
+    assert list(rows) == ["gguf", *READERS]
+    assert "W4A16" in rows["auto_awq"]["schemes"].split()
+    assert "W3A16" not in rows["auto_awq"]["schemes"].split()

@@ -27,8 +27,10 @@ from checkpoints import (
     widened,
 )
 from ggufround import Run
-from ggufround.quants.schemes import scheme
+from ggufround.quants.schemes import WHOLE, Scheme, scheme
+from reference_integers import E4M3
 from reference_stores import Tensors
+from tiny import bf16_bits, encode, write_safetensors
 
 MODELS = ("llama", "llama3", "qwen2", "phi3", "gemma2", "mixtral", "qwen3moe", "gemma3-composite")
 CASES = (  # every format with schemes of each kind, every model at least once
@@ -91,6 +93,16 @@ def test_the_search_of_the_recipe_is_what_is_stored(folder: Path, tmp_path: Path
     before = source_of(model)
     chosen: dict[str, str | None] = dict.fromkeys(linear(before), "W2A16G64-asym")
     assert_weights("llm_compressor", tmp_path / "out", before, chosen, "opt-rtn")
+
+
+@pytest.mark.parametrize(("name", "symmetric"), [("auto_gptq", True), ("auto_round", False), ("llm_compressor", False)])
+def test_a_whole_row_may_share_a_scale(name: str, symmetric: bool, folder: Path, tmp_path: Path) -> None:
+    model, of = tiny_models.written(folder, "qwen2"), Scheme("int", 4, WHOLE, symmetric)
+    make(model, tmp_path / "out", replace(options(name), scheme=of))
+    before = source_of(model)
+    for module in linear(before):
+        assert read_layer(name, tmp_path / "out", module) == Read(4, -1, symmetric)
+        np.testing.assert_array_equal(weights_of(name, tmp_path / "out", module), expected(before, module, of), module)
 
 
 # --- the small files -------------------------------------------------------------------------------------------------
@@ -244,7 +256,7 @@ def test_a_plan_is_exact_to_the_byte(folder: Path, tmp_path: Path, run: Any) -> 
 
 
 def test_a_group_without_negative_weights_is_stored_in_every_format(folder: Path, tmp_path: Path) -> None:
-    """Its zero point is 0, which GPTQ cannot store less one."""
+    """Its zero point is 0, which has no place where zero points are stored less one."""
     case = tiny_models.CASES["llama"]
     name = "model.layers.0.mlp.up_proj.weight"
     weights = tiny_models.weights(case)
@@ -284,6 +296,46 @@ def test_the_last_tile_of_fp8_may_be_lower(name: str, tmp_path: Path) -> None:
     found = tensors(tmp_path / "out")
     assert found[f"model.layers.0.self_attn.k_proj.{suffix}"].shape == (3, 2)
     assert found[f"model.layers.0.self_attn.v_proj.{suffix}"].shape == (1, 2)
+
+
+def test_stacked_experts_stay_in_16_bits_and_are_named(folder: Path, tmp_path: Path) -> None:
+    report = make(tiny_models.written(folder, "qwen3moe-stacked"), tmp_path / "out", options())
+    assert any("4 stacks of experts stay in 16 bits (first: model.layers." in note for note in report.notes)
+    report = make(tiny_models.written(folder, "qwen3moe"), tmp_path / "other", options())
+    assert not any("stack" in note for note in report.notes)
+
+
+def test_numbers_that_are_no_weights_are_copied(tmp_path: Path) -> None:
+    case = tiny_models.CASES["llama"]
+    ids = np.arange(7, dtype=np.int64) << 40
+    model = tiny_models.write(case, tmp_path / "model", tiny_models.weights(case) | {"model.position_ids": ids})
+    make(model, tmp_path / "out", options("mlx"))
+    np.testing.assert_array_equal(tensors(tmp_path / "out")["model.position_ids"], ids)
+
+
+def test_an_fp8_source_is_read_with_its_scales_and_what_is_not_quantised_becomes_bf16(tmp_path: Path) -> None:
+    case = tiny_models.ALL["wide"]
+    weights, rows = tiny_models.weights(case), {}
+    down, rng = "model.layers.0.mlp.down_proj.weight", np.random.default_rng(0)
+    codes, scales = rng.integers(0, 120, (256, 256), np.uint8), rng.uniform(1e-4, 2e-4, (2, 2)).astype(np.float32)
+    for name, values in (weights | {f"{down}_scale_inv": scales}).items():
+        kind, raw = encode(values, "F32" if name.endswith("_inv") else "BF16")
+        rows[name] = (kind, values.shape, raw)
+    rows[down] = ("F8_E4M3", codes.shape, codes.tobytes())
+    model = tiny_models.write(case, tmp_path / "model", weights)
+    write_safetensors(model / "model.safetensors", rows)
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (model / "config.json").write_text(json.dumps(case.config | {"quantization_config": fp8}))
+    exact = E4M3[codes] * np.repeat(np.repeat(scales, 128, axis=0), 128, axis=1)
+    make(model, tmp_path / "kept", options("mlx", layers={"layers.0.mlp": None}))
+    found = tensors(tmp_path / "kept")
+    assert f"{down}_scale_inv" not in found
+    np.testing.assert_array_equal(found[down], bf16_bits(exact))
+    assert "quant_method" not in config_of(tmp_path / "kept")["quantization_config"]
+    make(model, tmp_path / "out", options("llm_compressor", "W8A16G32"))
+    back = weights_of("llm_compressor", tmp_path / "out", down.removesuffix(".weight"))
+    right = expected({down: exact.astype(np.float32)}, down.removesuffix(".weight"), scheme("W8A16G32"))
+    np.testing.assert_array_equal(back, right)
 
 
 def test_a_pattern_that_matches_nothing_is_named(folder: Path, tmp_path: Path) -> None:

@@ -81,6 +81,18 @@ def test_a_tuned_run_stopped_at_random_moments_ends_in_the_same_bytes(
             shutil.rmtree(tmp_path / f"x-{name}")
 
 
+def test_a_calibration_text_weighs_the_search(folder: Path, tmp_path: Path) -> None:
+    model = tiny_models.written(folder, "llama")
+    make(model, tmp_path / "plain", options("llm_compressor", "W2A16G32", "opt-rtn"))
+    make(model, tmp_path / "weighted", options("llm_compressor", "W2A16G32", "opt-rtn"), calibration=TEXTS)
+    for module in MODULES:
+        plain, weighted = (weights_of("llm_compressor", tmp_path / n, module) for n in ("plain", "weighted"))
+        assert plain is not None
+        assert weighted is not None
+        assert 0.01 < (plain != weighted).mean() < 0.99
+    assert not (tmp_path / "weighted" / "model.safetensors.tuning.jsonl").exists()
+
+
 def largest_inputs(model: Path) -> dict[str, float]:
     """Of each layer, by running the model as transformers has it on the same text."""
     checkpoint = open_checkpoint(str(model))
