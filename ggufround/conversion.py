@@ -69,7 +69,7 @@ def convert(
     model: str | Path,
     out: str | Path,
     *,
-    type: str = "q4_k_m",  # noqa: A002 - the word that llama.cpp's users know
+    type: str | None = None,  # noqa: A002 - the word that llama.cpp's users know
     recipe: str = "opt-rtn",
     options: Options | CheckpointOptions | None = None,
     run: Run | None = None,
@@ -77,14 +77,16 @@ def convert(
     calibration: CalibrationOptions | None = None,
     device: str = "auto",
 ) -> Report:
-    """Writes `model` (directory, hub id or .gguf) as the GGUF file `out`; `{type}` in `out` names several types.
+    """Writes `model` (directory, hub id or .gguf) as the GGUF file `out`; `{type}` in `out` names several types. None:
+    q4_k_m, or, where the model is quantised, the types that hold its codes.
 
     `options` replaces `type` and `recipe` where more is to be said; `calibration` says on what a tuned recipe tunes
     (None: a text that comes with the tool), `device` where. Raises the leaves of GgufroundError; the file
     `out` appears only when it is complete and checked. The same call after an interruption goes on.
     """
     started = time.perf_counter()
-    chosen = options or Options(types=tuple(t.strip() for t in type.split(",")), recipe=recipe)
+    types = None if type is None else tuple(t.strip() for t in type.split(","))
+    chosen = options or Options(types=types, recipe=recipe)
     run = run or Run()
     plan, tuning = plan_all(model, chosen, calibration, device, run, Path(out).parent)
     layouts = lay_out_all(plan, Path(out), run.split_max_size)
@@ -187,6 +189,8 @@ def carry_out(
             _convert(work, range(len(parts)), journal, threads, progress)
         else:
             notes += _tune_and_convert(work, tuning, journal, threads, progress)
+        if work.not_carried:
+            notes += (_not_carried(work),)
         clock.lap("convert")
         with ThreadPoolExecutor(1) as disk:
             synced = [disk.submit(sink.sync) for sink in sinks]
@@ -247,6 +251,13 @@ def _tune_and_convert(
     return driver.notes
 
 
+def _not_carried(work: Work) -> str:
+    return (
+        f"{len(work.not_carried)} matrices were rounded a second time after all (first: {min(work.not_carried)}): "
+        f"columns out of order or zero points that config.json does not speak of"
+    )
+
+
 def _convert(work: Work, indices: Iterable[int], journal: Journal, threads: int, progress: Progress | None) -> None:
     """Those of the slabs that the journal does not hold."""
     finished = sum(map(work.weights, journal.done))
@@ -261,7 +272,8 @@ def _convert(work: Work, indices: Iterable[int], journal: Journal, threads: int,
 def _find_scales(work: Work, journal: Journal, threads: int) -> None:
     """The first of two reads of tensors with a global scale: the largest magnitude of each matrix decides it."""
     scaled = set().union(*(t.scaled for t in work.plan.targets))
-    wanted = [i for i in range(len(work.slabs)) if work.output(i).name in scaled]
+    given = set().union(*(t.scaled & t.carried for t in work.plan.targets))
+    wanted = [i for i in range(len(work.slabs)) if work.output(i).name in scaled - given]
     for index, value in map_threads(
         partial(absmax_slab, work), [i for i in wanted if i not in journal.absmax], threads
     ):
@@ -277,6 +289,9 @@ def _find_scales(work: Work, journal: Journal, threads: int) -> None:
         largest[name] = np.max([largest[n] for t in work.plan.targets for n, g in t.together.items() if g == group], 0)
     for name, values in largest.items():
         work.scales[name] = np.array([nvfp4_global_scale(v) for v in values], np.float32)
+    for output in (o for o in work.plan.outputs if o.name in given):
+        work.scales[output.name] = np.array([work.reader.factor(p.source) for p in output.pieces], np.float32)
+    for name in work.scales:
         for target, sink in zip(work.plan.targets, work.sinks, strict=True):
             if name in target.scaled:
                 sink.write_scale(name, work.scales[name])

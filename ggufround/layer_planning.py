@@ -3,7 +3,8 @@
 Every tensor keeps its name. Linear layers of the blocks are quantised: matrices called `.weight` below a numbered
 block, but for those that are no linear layers (embeddings, norms, convolutions) or are better left alone: routers of
 mixtures of experts, towers for images and sound, and what 32 does not divide, as in AutoRound. The rest stays as it is;
-tensors of FP8 sources become BF16.
+tensors of FP8 and packed sources
+become BF16.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ggufround.arch.spec import Output, Piece
+from ggufround.carrying import carries, check_tunable, remarks
 from ggufround.checkpoint import open_checkpoint
 from ggufround.checkpoint.reading import check_readable
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
@@ -82,9 +84,13 @@ def build_checkpoint(model: str | Path, options: CheckpointOptions, source: Chec
     active = frozenset(f"{name}.weight" for name, s in layers.quantised.items() if s.active == "static")
     if f"{layers.head}.weight" in active:
         raise UsageError(f"the inputs of {layers.head} are not measured; give it a scheme for weights only (--layer)")
+    if chosen.iterations:
+        check_tunable(outputs, types, layers.blocks)
+    carried = frozenset(o.name for o in outputs if carries(o, types[o.name]))
+    notes += remarks(options.scheme.name, outputs, types)
     provenance = _provenance(checkpoint, options.scheme, chosen)
     targets = tuple(
-        Target(options.scheme, types, {}, provenance, scaled, active, _together(scaled), given.name, layers)
+        Target(options.scheme, types, {}, provenance, scaled, active, _together(scaled), given.name, layers, carried)
         for given in formats
     )
     architecture = str((checkpoint.config.get("architectures") or ["unknown"])[0])
@@ -211,7 +217,7 @@ def _type(ref: TensorRef, layers: Layers) -> QuantType:
     scheme = layers.quantised.get(_module(ref.name))
     if scheme is not None and len(ref.shape) == 2:
         return scheme.type_for(ref.columns)
-    if ref.scale is not None:
+    if ref.scale is not None or ref.packing is not None:
         return QUANT_TYPES["BF16"]
     return QUANT_TYPES.get(ref.dtype) or copied_type(ref.dtype, ref.nbytes // max(1, ref.rows * ref.columns))
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ggufround import arch
 from ggufround.arch.spec import Output, Piece
+from ggufround.carrying import AS_SOURCE, as_source, carries, check_tunable, remarks
 from ggufround.checkpoint import open_checkpoint
 from ggufround.checkpoint.reading import check_readable
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
@@ -43,6 +44,7 @@ from ggufround.recipes import Recipe, recipe
 from ggufround.tokenizer.load import load_vocab
 from ggufround.version import __version__
 
+DEFAULT = "q4_k_m"
 SLAB = 1 << 20  # weights
 DIGEST = "0" * 64  # room for a SHA-256, filled in when the file is closed
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
@@ -52,7 +54,7 @@ QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 class Options:
     """What the user asked for, before anything is looked at."""
 
-    types: tuple[str, ...] = ("q4_k_m",)
+    types: tuple[str, ...] | None = None  # names of mixes; None: Q4_K_M, or of a packed source the types it has
     recipe: str | Recipe = "opt-rtn"
     overrides: Overrides = Overrides()
     imatrix: Path | None = None
@@ -74,6 +76,7 @@ class Target:
     together: Mapping[str, str] = field(default_factory=dict)  # scaled outputs that share it, by a name of the group
     format: str = "gguf"
     layers: Layers | None = None  # of a checkpoint format
+    carried: frozenset[str] = frozenset()  # outputs that get the codes that the source has
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
             f"--imatrix and {f'the recipe {chosen.name}' if chosen.iterations else '--calib'} both give importance; "
             f"leave one of them out"
         )
-    mixes = _mixes(options.types)
+    asked = () if options.types is None else _mixes(options.types)
     checkpoint = source or open_checkpoint(str(model))
     importance = read_imatrix(options.imatrix) if options.imatrix else None
     outputs, dropped, metadata, notes = _contents(checkpoint, options)
@@ -130,6 +133,7 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
     if importance is not None:
         importance = importance.fitted({o.name: (_experts(o), o.shape[-1]) for o in outputs})
     facts = _facts(metadata, outputs)
+    mixes = asked or (_default_mix(outputs, options.overrides),)
     targets = tuple(
         _target(m, outputs, facts, metadata, options, chosen, importance, checkpoint, calibrated) for m in mixes
     )
@@ -172,9 +176,14 @@ def slab_rows(output: Output, piece: Piece) -> int:
 
 def is_copy(plan: Plan, output: Output) -> bool:
     """Whether all targets keep the source's own quantised or integer bytes: those are copied, not rounded again."""
-    kept = {p.source.dtype for p in output.pieces if p.via is None and p.source.scale is None}
+    kept = {p.source.dtype for p in output.pieces if p.via is None and _is_bare(p.source)}
     wanted = {t.types[output.name].name for t in plan.targets}
     return bool(output.pieces) and kept == wanted and not wanted & {"F32", "F16", "BF16"}
+
+
+def _is_bare(source: TensorRef) -> bool:
+    """Whether the tensor is stored as one, and so as its dtype says."""
+    return source.scale is None and source.packing is None
 
 
 def _mixes(names: tuple[str, ...]) -> tuple[Mix, ...]:
@@ -185,6 +194,14 @@ def _mixes(names: tuple[str, ...]) -> tuple[Mix, ...]:
     if twice:
         raise UsageError(f"type {twice[0]} was given twice")
     return found
+
+
+def _default_mix(outputs: tuple[Output, ...], overrides: Overrides) -> Mix:
+    if not any(piece.source.packing for output in outputs for piece in output.pieces):
+        return mix_named(DEFAULT)
+    if overrides.pure:
+        raise UsageError("--pure wants one type for all; say with --type which one")
+    return AS_SOURCE
 
 
 def _contents(
@@ -267,6 +284,8 @@ def _target(
     weighted = calibrated or importance is not None
     assigned = assign(mix, infos, facts, options.overrides, weighted)
     choices = {info.name: choice for info, choice in zip(infos, assigned, strict=True)}
+    if mix is AS_SOURCE:
+        mix, choices = as_source(outputs, choices)
     types = _types(mix, choices)
     for output in outputs:
         _check_shape(output, types[output.name])
@@ -275,13 +294,17 @@ def _target(
         raise UsageError(
             f"{mix.name} needs --imatrix or --calib: {len(blind)} tensors would be unusable (first: {blind[0]})"
         )
-    as_it_is = {o.name for o in outputs if _source_type(o) == "NVFP4" and o.pieces[0].source.scale is None}
+    if chosen.iterations:
+        check_tunable(outputs, types, "blk.")
+    carried = frozenset(o.name for o in outputs if carries(o, types[o.name]))
+    copied = {o.name for o in outputs if o.pieces and _is_bare(o.pieces[0].source) and _source_type(o) == "NVFP4"}
     scaled = frozenset(
         n for n, t in types.items()
-        if t.name == "NVFP4" and chosen.search != "rtn" and n != "token_embd.weight" and n.endswith(".weight")
-        and n not in as_it_is
+        if t.name == "NVFP4" and n != "token_embd.weight" and n.endswith(".weight")
+        and (n in carried or chosen.search != "rtn") and n not in copied
     )  # fmt: skip
-    return Target(mix, types, choices, _metadata(metadata, mix, options, chosen, importance, checkpoint), scaled)
+    provenance = _metadata(metadata, mix, options, chosen, importance, checkpoint)
+    return Target(mix, types, choices, provenance, scaled, carried=carried)
 
 
 def _infos(outputs: tuple[Output, ...]) -> list[TensorInfo]:
@@ -371,8 +394,9 @@ def _remarks(
     outputs: tuple[Output, ...], targets: tuple[Target, ...], importance: Importance | None
 ) -> tuple[str, ...]:
     """What the user should know before it happens, and no peer says aloud."""
-    notes = []
+    notes: list[str] = []
     for target in targets:
+        notes += remarks(target.mix.name, outputs, target.types)
         fallen = [n for n, c in target.choices.items() if c.fallback_from]
         if fallen:
             first = target.choices[fallen[0]]

@@ -11,11 +11,12 @@ from ggufround import measure
 from ggufround.checkpoint.reading import scratch_bytes
 from ggufround.errors import OutputError, UsageError
 from ggufround.formats.spec import Layout
-from ggufround.planning import Plan, Slab, rows_of
+from ggufround.planning import Plan, Slab, Target, rows_of
 from ggufround.resuming import journal_beside
 
 OURS = (".gguf", ".partial", ".journal", ".gguf.tuning.jsonl")  # ends of names that a run may have left
 WORKSPACE_EXTRA = 2 << 20  # bytes a thread needs beside its buffers: kernel scratch, stacks
+UNPACKING = 8  # bytes a weight that unpacking takes on the way
 COMPILER = 90 << 20  # bytes that loading or compiling the kernels may add
 START = 1.0  # seconds until the first weight is read
 SLOW = 40e6  # weights a second and thread of the slowest searches
@@ -81,7 +82,7 @@ def _check_own_folder(layout: Layout) -> None:
 def _sources(plan: Plan) -> set[Path]:
     """What must stay as it is: all that was read, and in a model's folder all but what a run may have left there."""
     checkpoint = plan.checkpoint
-    found = {t.path for t in checkpoint.tensors.values()} | set(checkpoint.files.values())
+    found = {ref.path for t in checkpoint.tensors.values() for ref in t.stored} | set(checkpoint.files.values())
     if checkpoint.root.is_dir():
         found |= {p for p in checkpoint.root.iterdir() if not p.name.endswith(OURS)}
     if plan.importance is not None and plan.importance.path is not None:
@@ -119,8 +120,20 @@ def workspace_bytes(plan: Plan, slabs: tuple[Slab, ...]) -> tuple[int, int, int]
 
 def memory_needed(plan: Plan, slabs: tuple[Slab, ...], threads: int) -> int:
     """Expected peak in bytes with that many threads."""
-    each = sum(workspace_bytes(plan, slabs)) + WORKSPACE_EXTRA
+    each = sum(workspace_bytes(plan, slabs)) + WORKSPACE_EXTRA + UNPACKING * _most_packed(plan, slabs)
     return measure.resident_memory() + COMPILER + threads * each
+
+
+def _most_packed(plan: Plan, slabs: tuple[Slab, ...]) -> int:
+    """Weights of the largest slab that is read from a packed tensor."""
+    return max(
+        (
+            slab.rows * plan.outputs[slab.output].shape[-1]
+            for slab in slabs
+            if slab.piece is not None and plan.outputs[slab.output].pieces[slab.piece].source.packing is not None
+        ),
+        default=0,
+    )
 
 
 def check_threads(run: Run) -> None:
@@ -151,11 +164,12 @@ def workers(plan: Plan, slabs: tuple[Slab, ...], run: Run) -> int:
 def expected_seconds(plan: Plan, threads: int) -> float:
     """A rough wall time with compiled kernels and a source that is read as fast as it is packed."""
     column = 0 if plan.recipe.search == "rtn" else 1
-    work = sum(
-        rows_of(o) * o.shape[-1] / SPEED.get(t.types[o.name].name, (FAST, FAST))[column]
-        for t in plan.targets
-        for o in plan.outputs
-    )
+
+    def speed(target: Target, name: str) -> float:
+        found = SPEED.get(target.types[name].name)
+        return FAST if found is None or name in target.carried else found[column]
+
+    work = sum(rows_of(o) * o.shape[-1] / speed(t, o.name) for t in plan.targets for o in plan.outputs)
     return START + work / threads
 
 

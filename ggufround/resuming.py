@@ -26,7 +26,7 @@ def journal_beside(layouts: tuple[Layout, ...]) -> Path:
 def fingerprint(plan: Plan, layouts: tuple[Layout, ...]) -> str:
     """SHA-256 over all that decides the bytes: the source's files as they stand, the plan, the headers."""
     total = hashlib.sha256(json.dumps(describe(plan), sort_keys=True).encode())
-    for path in sorted({t.path for t in plan.checkpoint.tensors.values()}):
+    for path in sorted({ref.path for t in plan.checkpoint.tensors.values() for ref in t.stored}):
         state = path.stat()
         total.update(f"{path.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     for layout in layouts:

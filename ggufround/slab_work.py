@@ -16,8 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufround import carrying
 from ggufround.arch.spec import Output
-from ggufround.checkpoint.reading import DECODERS, Reader
+from ggufround.carrying import order_of
+from ggufround.checkpoint.reading import DECODERS, Parts, Reader
+from ggufround.checkpoint.unpacking import dequantise
 from ggufround.errors import WeightError
 from ggufround.formats.spec import Sink
 from ggufround.journal import Done
@@ -49,6 +52,7 @@ class Work:
     scales: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # output name -> [experts]
     importance: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # of calibration: name -> [experts, n]
     rounded: dict[str, Rounded] = field(default_factory=dict)  # tuned already: packed as it is
+    not_carried: set[str] = field(default_factory=set)  # to be carried over, but rounded again
 
     def output(self, index: int) -> Output:
         """The output that slab number `index` belongs to."""
@@ -85,7 +89,7 @@ def convert_slab(work: Work, index: int) -> Done:
     """
     slab, output = work.slabs[index], work.output(index)
     with work.space() as space:
-        weights, raw = read_slab(work, index, space)
+        weights, raw, parts = read_slab(work, index, space)
         source = hashlib.sha256(raw).hexdigest()
         crcs: list[int] = []
         packed: QuantType | None = None
@@ -93,7 +97,7 @@ def convert_slab(work: Work, index: int) -> Done:
         for target, sink in zip(work.plan.targets, work.sinks, strict=True):
             kind = target.types[output.name]
             if weights is not None and kind is not packed:
-                rows, packed = _packed(work, slab, output, target, weights, space.packed).data, kind
+                rows, packed = _packed(work, slab, output, target, weights, parts, space.packed).data, kind
             sink.write(output.name, slab.first, rows)
             crcs.append(zlib.crc32(rows))
     return Done(index, source, tuple(crcs))
@@ -102,7 +106,7 @@ def convert_slab(work: Work, index: int) -> Done:
 def absmax_slab(work: Work, index: int) -> float:
     """The largest magnitude in slab `index`."""
     with work.space() as space:
-        weights, _ = read_slab(work, index, space)
+        weights = read_slab(work, index, space).weights
         assert weights is not None
         return float(absmax(weights))
 
@@ -112,8 +116,16 @@ def expert_of(output: Output, slab: Slab) -> int:
     return slab.first // output.shape[1] if len(output.shape) == 3 else 0
 
 
-def read_slab(work: Work, index: int, space: Workspace) -> tuple[NDArray[np.float32] | None, memoryview]:
-    """The slab's weights as float32 [rows, columns], and the bytes they came from.
+class Read(NamedTuple):
+    """A slab's weights, float32 [rows, columns], the bytes they came from, and of a packed source its parts."""
+
+    weights: NDArray[np.float32] | None
+    raw: memoryview
+    parts: Parts | None = None
+
+
+def read_slab(work: Work, index: int, space: Workspace) -> Read:
+    """Reads a slab and arranges its rows.
 
     No weights for a slab that every target stores exactly as the source does (quantised or integer): those bytes
     are copied, not rounded a second time, once their values have been looked at.
@@ -124,13 +136,18 @@ def read_slab(work: Work, index: int, space: Workspace) -> tuple[NDArray[np.floa
     if slab.piece is None:
         assert output.values is not None
         weights[:] = output.values.reshape(-1, columns)[slab.first : slab.first + slab.rows]
-        return weights, weights.data.cast("B")
+        return Read(weights, weights.data.cast("B"))
     piece = output.pieces[slab.piece]
     row = piece.first + slab.first - sum(p.rows for p in output.pieces[: slab.piece])
     copied = is_copy(work.plan, output)
     if copied and piece.source.dtype not in DECODERS:
-        return None, work.reader.raw_rows(piece.source, row, slab.rows, space.raw)
-    raw = work.reader.read_rows(piece.source, row, slab.rows, weights, space.raw)
+        return Read(None, work.reader.raw_rows(piece.source, row, slab.rows, space.raw))
+    parts = None
+    if piece.source.packing is None:
+        raw = work.reader.read_rows(piece.source, row, slab.rows, weights, space.raw)
+    else:
+        parts, raw = work.reader.read_parts(piece.source, row, slab.rows, space.raw)
+        dequantise(piece.source.packing, parts, weights)
     bad = first_nonfinite(weights)
     if bad >= 0:
         r, column = divmod(bad, columns)
@@ -140,26 +157,51 @@ def read_slab(work: Work, index: int, space: Workspace) -> tuple[NDArray[np.floa
         )
     if piece.via is not None:
         weights = np.ascontiguousarray(piece.via(weights), np.float32)
-    return None if copied else weights, raw
+        if parts is not None and (order := order_of(piece.via, slab.rows)) is not None:
+            parts = parts.rows(order)
+    return Read(None if copied else weights, raw, parts)
 
 
 def _packed(
-    work: Work, slab: Slab, output: Output, target: Target, weights: NDArray[np.float32], buffer: NDArray[np.uint8]
+    work: Work,
+    slab: Slab,
+    output: Output,
+    target: Target,
+    weights: NDArray[np.float32],
+    parts: Parts | None,
+    buffer: NDArray[np.uint8],
 ) -> NDArray[np.uint8]:
     kind = target.types[output.name]
     rows = buffer[: slab.rows * kind.row_bytes(output.shape[-1])].reshape(slab.rows, -1)
     expert = expert_of(output, slab)
     if output.name in target.scaled:
         weights = weights / work.scales[output.name][expert]
-    if output.name in work.rounded:
+    found = None
+    if output.name in target.carried:
+        found = _carried(work, slab, output, kind, parts)
+    elif output.name in work.rounded:
+        found = work.rounded[output.name].part(slice(slab.first, slab.first + slab.rows))
+    if found is not None:
         assert kind.pack is not None
-        kind.pack(work.rounded[output.name].part(slice(slab.first, slab.first + slab.rows)), rows)
+        kind.pack(found, rows)
     else:
         kind.quantize(weights, _importance(work, output, expert), work.plan.recipe.search, rows)
     largest = absmax(weights)
     if largest > LARGE:
         _check_held(output, kind, rows, largest)
     return rows.reshape(-1)
+
+
+def _carried(work: Work, slab: Slab, output: Output, kind: QuantType, parts: Parts | None) -> Rounded | None:
+    """The codes that the source has; None, and remembered, where these are not what its config says of them."""
+    assert parts is not None
+    assert slab.piece is not None
+    packing = output.pieces[slab.piece].source.packing
+    assert packing is not None
+    found = carrying.rounded(kind, packing, parts)
+    if found is None:
+        work.not_carried.add(output.name)
+    return found
 
 
 def read_weights(work: Work, sink: Sink, name: str, first: int, count: int) -> NDArray[np.float32]:

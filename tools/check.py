@@ -19,6 +19,7 @@ LAYERS = (
     ("ggml_types", "gguf_file"),
     ("gguf_read",),
     ("recipes", "quants", "checkpoint", "arch", "tokenizer", "measure"),
+    ("carrying",),
     ("planning",),
     ("formats", "tune"),
     ("layer_planning",),

@@ -9,6 +9,8 @@ from ggufround.checkpoint.gguf_source import open_gguf
 from ggufround.checkpoint.hub import HUB_ID, download
 from ggufround.checkpoint.json_file import read_json
 from ggufround.checkpoint.members import CONFIG_LIMIT, PICKLES, member, pickled, shard_names, side_files
+from ggufround.checkpoint.methods import method_of
+from ggufround.checkpoint.packings import pack_up
 from ggufround.checkpoint.scales import attach_scales
 from ggufround.checkpoint.shards import read_shard
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
@@ -51,7 +53,18 @@ def _open_directory(source: str, root: Path) -> Checkpoint:
     if "config.json" not in files:
         raise InputError(f"{source} has weights but no config.json; download the model's small files too")
     config = read_json(files["config.json"], CONFIG_LIMIT)
-    return Checkpoint(source, root, attach_scales(tensors, config, source), config, files)
+    method = method_of(config, source)
+    packed = pack_up(tensors, method, source, _stored_bytes)
+    return Checkpoint(source, root, attach_scales(packed, method.block, source), config, files)
+
+
+def _stored_bytes(ref: TensorRef) -> bytes:
+    try:
+        with open(ref.path, "rb") as file:
+            file.seek(ref.offset)
+            return file.read(ref.nbytes)
+    except OSError as error:
+        raise InputError(f"cannot read tensor {ref.name} from {ref.path}: {error.strerror}") from error
 
 
 def _tensors(root: Path, names: set[str]) -> dict[str, TensorRef]:

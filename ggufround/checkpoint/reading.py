@@ -1,74 +1,33 @@
 """Rows of weights as float32, a slab at a time, through buffers that the caller reuses.
 
 Reads are positional (preadv) into one buffer, so any number of threads share the open files and no page of a source
-is ever mapped: resident memory is the caller's buffers. FP8 weights are multiplied by their scales in float32.
+is ever mapped: resident memory is the caller's buffers. FP8 weights are multiplied by their scales in float32. Packed
+weights are read from all their members; where these are transposed, a slab is a short piece of each of their rows.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ggufround.checkpoint.decoding import DECODERS, F32, U8, decoded
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
+from ggufround.checkpoint.unpacking import WORD, Block, Parts, block_of, dequantise, unpack
 from ggufround.errors import InputError, UnsupportedError
-from ggufround_kernels import CODECS, widen_bf16
 
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
+SHORT, CHUNK = 8192, 1 << 18  # bytes: a row that is read whole though a piece of it is wanted, and of such rows at once
 
-
-def _fp8_table(exponent_bits: int, has_infinity: bool) -> F32:
-    """The float32 value of all 256 codes. E4M3 (OCP "FN") has no infinity and NaN only at 0x7F; E5M2 is IEEE-like."""
-    mantissa_bits = 7 - exponent_bits
-    codes = np.arange(128)
-    exponent, mantissa = codes >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
-    bias = (1 << (exponent_bits - 1)) - 1
-    fraction = mantissa / (1 << mantissa_bits) + (exponent > 0)
-    values = np.ldexp(fraction, np.maximum(exponent, 1) - bias)
-    if has_infinity:
-        values[exponent == (1 << exponent_bits) - 1] = np.nan
-        values[((1 << exponent_bits) - 1) << mantissa_bits] = np.inf
-    else:
-        values[127] = np.nan
-    return np.concatenate([values, -values]).astype(np.float32)
-
-
-_E4M3 = _fp8_table(4, has_infinity=False)
-_E5M2 = _fp8_table(5, has_infinity=True)
-
-
-def _from_f64(raw: U8, out: F32) -> None:
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which the caller refuses by name
-        np.copyto(out, raw.view("<f8"), casting="same_kind")
-
-
-def _from_e8m0(raw: U8, out: F32) -> None:
-    np.ldexp(np.float32(1), raw.astype(np.int32) - 127, out=out)
-    out[raw == 255] = np.nan
-
-
-DECODERS: dict[str, Callable[[U8, F32], None]] = {  # (stored rows [n, bytes of a row], out [n, columns])
-    "F32": lambda raw, out: np.copyto(out, raw.view("<f4")),
-    "F16": lambda raw, out: np.copyto(out, raw.view("<f2")),
-    "BF16": widen_bf16,
-    "F64": _from_f64,
-    "F8_E4M3": lambda raw, out: np.copyto(out, _E4M3[raw]),
-    "F8_E5M2": lambda raw, out: np.copyto(out, _E5M2[raw]),
-    "F8_E8M0": _from_e8m0,
-    **{name: codec.unpack for name, codec in CODECS.items()},
-}
+__all__ = ["DECODERS", "Parts", "Reader", "check_readable", "scratch_bytes"]
 
 
 def check_readable(ref: TensorRef) -> None:
     """Raises UnsupportedError for a tensor whose values are not weights: integers, booleans, packed codes."""
-    if ref.dtype not in DECODERS:
+    if ref.packing is None and ref.dtype not in DECODERS:
         raise UnsupportedError(
             f"{ref.name} in {ref.path.name} is stored as {ref.dtype}, which cannot be read as weights; "
             f"can be: {', '.join(DECODERS)}"
@@ -113,13 +72,17 @@ class Reader:
         """Rows [first, first + count) of `ref` to `out` (C-contiguous float32, count * columns values).
 
         Returns all bytes that they came from, for hashing: the stored rows and, for a scaled tensor, the scales
-        after them. They lie in `scratch`, or in a new buffer where `scratch` is shorter than `scratch_bytes`.
+        after them; of a packed one, what its members hold. They lie in `scratch`, or in a new buffer where `scratch` is
+        shorter than `scratch_bytes`.
         Raises InputError as `raw_rows` does and UnsupportedError as `check_readable` does.
         """
         check_readable(ref)
         assert out.size == count * ref.columns, (ref, count, out.shape)
-        need = scratch_bytes(ref, count)
-        buffer = scratch if scratch.size >= need else np.empty(need, np.uint8)
+        if ref.packing is not None:
+            parts, view = self.read_parts(ref, first, count, scratch)
+            dequantise(ref.packing, parts, out.reshape(count, ref.columns))
+            return view
+        buffer = _enough(scratch, scratch_bytes(ref, count))
         view = self.raw_rows(ref, first, count, buffer)
         size = len(view)
         weights = out.reshape(count, ref.columns)
@@ -129,6 +92,39 @@ class Reader:
         size += self._apply_scale(ref, ref.scale, first, weights, buffer[size:])
         return buffer.data[:size]
 
+    def read_parts(self, ref: TensorRef, first: int, count: int, scratch: U8) -> tuple[Parts, memoryview]:
+        """Rows [first, first + count) of a packed weight, not yet dequantised, and the bytes that they came from, as
+        `read_rows` returns them. Raises InputError as `raw_rows` does and for a member that contradicts the others."""
+        assert ref.packing is not None, ref.name
+        assert 0 <= first < first + count <= ref.rows, (ref.name, first, count)
+        buffer = _enough(scratch, scratch_bytes(ref, count))
+        blocks, used = [], 0
+        for member in ref.packing.members:
+            block = block_of(ref.packing, member, first, count)
+            raw = buffer[used : used + block.nbytes].reshape(block.bottom - block.top, -1)
+            self._read_block(member.ref, block, raw)
+            blocks.append(raw)
+            used += block.nbytes
+        return unpack(ref, blocks, first, count), buffer.data[:used]
+
+    def factor(self, ref: TensorRef) -> np.float32:
+        """What the codes and scales of a packed weight are multiplied by as a whole."""
+        return self.read_parts(ref, 0, 1, np.empty(0, np.uint8))[0].factor
+
+    def _read_block(self, ref: TensorRef, block: Block, raw: U8) -> None:
+        width = block.row_bytes
+        if raw.shape[1] == width:
+            self._pread(ref, block.top * width, raw.reshape(-1).data)
+        elif width > SHORT:
+            for row, into in enumerate(raw, block.top):
+                self._pread(ref, row * width + block.left, into.data)
+        else:  # short rows share pages: a copy too many costs less than a call for each
+            whole = np.empty((CHUNK // width, width), np.uint8)
+            for start in range(0, len(raw), len(whole)):
+                part = whole[: len(raw) - start]
+                self._pread(ref, (block.top + start) * width, part.reshape(-1).data)
+                raw[start : start + len(part)] = part[:, block.left : block.right]
+
     def _apply_scale(self, ref: TensorRef, scale: TensorRef, first: int, weights: F32, buffer: U8) -> int:
         """Multiplies rows `first` .. by their scales; returns how many bytes of scales were read to `buffer`."""
         high, wide = ref.scale_block[0] or ref.rows, ref.scale_block[1] or ref.columns
@@ -136,8 +132,7 @@ class Reader:
         each = scale.nbytes // (scale.rows * scale.columns)
         raw = buffer[: (bottom - top) * across * each]
         self._pread(scale, top * across * each, raw.data)
-        values = np.empty((bottom - top, across), np.float32)
-        DECODERS[scale.dtype](raw.copy().reshape(bottom - top, -1), values)  # a copy is aligned
+        values = decoded(raw.reshape(bottom - top, -1), scale.dtype, across)
         values = values[np.arange(first, first + len(weights)) // high - top]
         for k in range(across):
             weights[:, k * wide : (k + 1) * wide] *= values[:, k : k + 1]
@@ -168,6 +163,9 @@ class Reader:
 
 def scratch_bytes(ref: TensorRef, count: int) -> int:
     """Bytes of scratch with which `read_rows` allocates nothing, for `count` rows of `ref`."""
+    if ref.packing is not None:
+        cuts = (0, min(WORD - 1, ref.rows - count))  # the second touches one word more
+        return max(sum(block_of(ref.packing, m, cut, count).nbytes for m in ref.packing.members) for cut in cuts)
     size = count * _row_bytes(ref)
     if ref.scale is None:
         return size
@@ -175,6 +173,10 @@ def scratch_bytes(ref: TensorRef, count: int) -> int:
     across = -(-ref.columns // (ref.scale_block[1] or ref.columns))
     each = ref.scale.nbytes // (ref.scale.rows * ref.scale.columns)
     return size + (count // high + 2) * across * each
+
+
+def _enough(scratch: U8, size: int) -> U8:
+    return scratch if scratch.size >= size else np.empty(size, np.uint8)
 
 
 def _row_bytes(ref: TensorRef) -> int:

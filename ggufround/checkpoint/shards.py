@@ -30,7 +30,9 @@ BITS = {
 def read_shard(path: Path) -> dict[str, TensorRef]:
     """All tensors of one .safetensors file by name, in file order. Raises InputError for a header that lies."""
     header, start, size = _read_header(path)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    if metadata is None:  # which MLX writes where it has nothing to say
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _fail(path, "its __metadata__ is not an object of strings")
     if len(header) > COUNT_LIMIT:

@@ -28,7 +28,13 @@ SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "M
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Directory, hub id (org/name) or .gguf file.")]
 Type = Annotated[
-    str, typer.Option("--type", "-t", help="Quantisation(s), e.g. q4_k_m or q4_k_m,q8_0; see `ggufround list mixes`.")
+    str | None,
+    typer.Option(
+        "--type",
+        "-t",
+        help="Quantisation(s), e.g. q4_k_m or q4_k_m,q8_0; see `ggufround list mixes`. Default: q4_k_m; for a model "
+        "that is quantised, the types that hold its codes as they are.",
+    ),
 ]
 RecipeName = Annotated[
     str,
@@ -79,7 +85,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.
 class Flags:
     """The flags that say what is to be made of a model; `convert` and `plan` share them."""
 
-    type_: Type = "q4_k_m"
+    type_: Type = None
     recipe: RecipeName = "opt-rtn"
     tensor_type: TensorType = None
     tensor_type_file: TensorTypeFile = None
@@ -131,7 +137,7 @@ class Flags:
             leave_output_tensor=self.leave_output_tensor,
             pure=self.pure,
         )
-        types = tuple(t.strip() for t in self.type_.split(",") if t.strip())
+        types = None if self.type_ is None else tuple(t.strip() for t in self.type_.split(",") if t.strip())
         chosen = self.chosen_recipe()
         return Options(types, chosen, overrides, self.imatrix, self.pre, self.arch, calibrated=self.calib is not None)
 
@@ -142,7 +148,7 @@ class Flags:
                 "--tensor-type-file": self.tensor_type_file, "--output-tensor-type": self.output_tensor_type,
                 "--token-embedding-type": self.token_embedding_type, "--imatrix": self.imatrix, "--pre": self.pre,
                 "--leave-output-tensor": self.leave_output_tensor or None, "--pure": self.pure or None,
-                "--type": None if self.type_ == "q4_k_m" else self.type_, "--arch": self.arch,
+                "--type": self.type_, "--arch": self.arch,
             },
         )  # fmt: skip
         chosen = changed(scheme(self.scheme or "W4A16"), self.bits, self.group_size, self.sym)

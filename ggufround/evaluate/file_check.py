@@ -165,7 +165,7 @@ def _slab_error(work: Work, tensors: Mapping[str, _Tensor], index: int) -> tuple
     if tensor.info.shape != output.shape:
         raise InputError(f"{output.name} is {list(tensor.info.shape)} in the file, {list(output.shape)} in the model")
     with work.space() as space:
-        weights, raw = read_slab(work, index, space)
+        weights, raw, _ = read_slab(work, index, space)
         digest = hashlib.sha256(raw).hexdigest()
         if weights is None:
             return digest, 0.0, 0.0

@@ -30,6 +30,7 @@ from ggufround.quants.spec import QuantType
 
 SHARD = 5_000_000_000  # bytes, as Hugging Face's save_pretrained has it
 INDEX = "model.safetensors.index.json"
+QUANTISED = ("quantization_config", "quantization")  # keys of config.json that describe how a source was stored
 PROVENANCE = "ggufround.json"
 DTYPES: dict[int, np.dtype[Any]] = {n: np.dtype(f"<u{n}") for n in (1, 2, 4, 8)}  # only the order of bytes matters
 ELEMENTS: dict[str, np.dtype[Any]] = {  # as a Store joins them; others as bytes
@@ -220,7 +221,7 @@ def _small_files(
     small |= {name: _json(more(layers)) for name, more in given.more.items()}
     if index is not None:
         small[INDEX] = _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))})
-    config = {k: v for k, v in plan.checkpoint.config.items() if k != "quantization_config"}
+    config = {k: v for k, v in plan.checkpoint.config.items() if k not in QUANTISED}
     small["config.json"] = _json(config | given.entry(config) | dict.fromkeys(given.keys, quantization))
     return small
 

@@ -22,8 +22,8 @@ from ggufround.ggml_types import GGML_TYPES
 from ggufround.quants.mix_rules import FALLBACKS, MIXES, Mix, ModelFacts, Role, Scene, role_of
 
 __all__ = [
-    "MIXES", "Choice", "Mix", "ModelFacts", "Overrides", "TensorInfo",
-    "assign", "missing_types", "mix", "needs_imatrix", "tensor_types", "type_name", "visiting_order",
+    "FLOATS", "MIXES", "Choice", "Mix", "ModelFacts", "Overrides", "TensorInfo",
+    "assign", "fitted", "missing_types", "mix", "needs_imatrix", "tensor_types", "type_name", "visiting_order",
 ]  # fmt: skip
 
 FLOATS = ("F32", "F16", "BF16")
@@ -186,7 +186,7 @@ def assign(
             )  # fmt: skip
             choice = _by_rule(mix, scene)
             seen[role] += 1
-        choices[name] = _fitted(choice, tensor.shape[-1])
+        choices[name] = fitted(choice, tensor.shape[-1])
     return [choices[tensor.name] for tensor in tensors]
 
 
@@ -244,7 +244,7 @@ def _by_rule(mix: Mix, scene: Scene) -> Choice:
     return Choice(kind, "default" if kind == mix.type else "rule")
 
 
-def _fitted(choice: Choice, columns: int) -> Choice:
+def fitted(choice: Choice, columns: int) -> Choice:
     """The choice, or what stands in for it where its block does not divide the row; at last F16."""
     if columns % BLOCKS[choice.type] == 0:
         return choice

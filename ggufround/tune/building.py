@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Keys that name code of the model's own, describe how its tensors were packed, or ask for outputs besides the logits.
 LEFT_OUT = (
-    "auto_map", "quantization_config", "compression_config", "use_cache", "return_dict", "output_attentions",
-    "output_hidden_states", "output_router_logits", "_attn_implementation", "attn_implementation",
+    "auto_map", "quantization_config", "quantization", "compression_config", "use_cache", "return_dict",
+    "output_attentions", "output_hidden_states", "output_router_logits", "_attn_implementation", "attn_implementation",
     "_experts_implementation", "experts_implementation",
 )  # fmt: skip
 

@@ -213,6 +213,8 @@ class Driver:
     ) -> Stage:
         started = time.perf_counter()
         units = self._units(i, module, importance)
+        if not units:  # nothing is left to choose
+            return Stage(names, importance=importance, name=f"blk.{i}")
         scene = Scene(
             name=f"blk.{i}",
             forward=lambda hidden: self.skeleton.run(i, module, hidden),
@@ -238,7 +240,7 @@ class Driver:
         units = []
         for segment in segments(self.skeleton.places(i), self.plan.outputs):
             kind = self.target.types[segment.output]
-            if kind.grid is None or kind.search is None:
+            if kind.grid is None or kind.search is None or segment.output in self.target.carried:
                 continue
             parameter = module.get_parameter(segment.parameter)
             rows = parameter.data.view(-1, parameter.shape[-1])[segment.first : segment.last]

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from ggufround.checkpoint.methods import method_of
 from ggufround.checkpoint.scales import attach_scales
 from ggufround.checkpoint.spec import TensorRef
-from ggufround.errors import InputError, UnsupportedError
+from ggufround.errors import InputError
 
 FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
 PER_TENSOR = {"quantization_config": {"quant_method": "fp8"}}
@@ -25,6 +26,10 @@ def refs(**tensors: tuple[str, tuple[int, ...]]) -> dict[str, TensorRef]:
     """`a__weight` stands for a.weight."""
     named = {name.replace("__", "."): row for name, row in tensors.items()}
     return {n: TensorRef(n, dtype, shape, Path("x"), 0, 0) for n, (dtype, shape) in named.items()}
+
+
+def attach(tensors: dict[str, TensorRef], config: dict[str, Any]) -> dict[str, TensorRef]:
+    return attach_scales(tensors, method_of(config, "m").block, "m")
 
 
 E4 = "F8_E4M3"
@@ -53,7 +58,7 @@ def test_scales_are_attached(
 ) -> None:
     tensors = refs(a__weight=(E4, shape), norm__weight=("BF16", (512,)))
     tensors |= refs(**{"a__weight" + suffix: ("F32", scale)})
-    found = attach_scales(tensors, config, "m")
+    found = attach(tensors, config)
     assert found.keys() == {"a.weight", "norm.weight"}
     assert found["a.weight"].scale == tensors["a.weight" + suffix]
     assert found["a.weight"].scale_block == block
@@ -68,17 +73,17 @@ def test_what_serves_activations_is_dropped() -> None:
         a__q_proj__input_scale=("F32", ()),
         a__k_scale=("F32", ()),
     )
-    assert attach_scales(tensors, PER_TENSOR, "m").keys() == {"a.q_proj.weight"}
+    assert attach(tensors, PER_TENSOR).keys() == {"a.q_proj.weight"}
 
 
 def test_without_fp8_nothing_is_dropped() -> None:
     tensors = refs(a__weight=("BF16", (4, 8)), a__input_scale=("F32", ()))
-    assert attach_scales(tensors, {}, "m") == tensors
+    assert attach(tensors, {}) == tensors
 
 
 def test_fp8_without_a_scale_is_refused() -> None:
     with pytest.raises(InputError, match=r"a.weight is F8_E4M3 without a scale \(a.weight_scale_inv\)"):
-        attach_scales(refs(a__weight=(E4, (4, 8))), FP8, "m")
+        attach(refs(a__weight=(E4, (4, 8))), FP8)
 
 
 @pytest.mark.parametrize(
@@ -96,50 +101,29 @@ def test_a_scale_that_does_not_fit_is_refused(
     config: dict[str, Any], shape: tuple[int, ...], scale: tuple[int, ...]
 ) -> None:
     with pytest.raises(InputError, match="does not fit a.weight"):
-        attach_scales(refs(a__weight=(E4, shape), a__weight_scale=("F32", scale)), config, "m")
+        attach(refs(a__weight=(E4, shape), a__weight_scale=("F32", scale)), config)
+
+
+def test_bytes_of_mxfp8_are_powers_of_two_for_32_neighbours() -> None:
+    tensors = refs(a__weight=(E4, (2, 96)), a__weight_scale=("U8", (2, 3)))
+    found = attach(tensors, {})["a.weight"]
+    assert found.scale_block == (1, 32)
+    assert found.scale is not None
+    assert found.scale.dtype == "F8_E8M0"
 
 
 def test_a_scale_of_integers_is_refused() -> None:
     with pytest.raises(InputError, match="I32"):
-        attach_scales(refs(a__weight=(E4, (4, 8)), a__weight_scale=("I32", ())), FP8, "m")
-
-
-METHODS = {
-    "gptq": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-    "awq": {"text_config": {"quantization_config": {"quant_method": "awq"}}},
-    "None": {"quantization_config": {}},
-    "mlx": {"quantization": {"group_size": 64, "bits": 4}},
-    "pack-quantized": {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
-    "other than 8-bit floats": compressed(type="int"),
-    "several sizes": {
-        "quantization_config": {
-            "quant_method": "compressed-tensors",
-            "format": "float-quantized",
-            "config_groups": {
-                str(n): {"weights": {"type": "float", "num_bits": 8, "block_structure": [n, n]}} for n in (64, 128)
-            },
-        }
-    },
-    "sparsity": {
-        "quantization_config": compressed()["quantization_config"]
-        | {"sparsity_config": {"format": "sparse-24-bitmask"}}
-    },
-}
-
-
-@pytest.mark.parametrize("word", METHODS)
-def test_other_methods_are_refused_by_name(word: str) -> None:
-    with pytest.raises(UnsupportedError, match=f"quantised already, by .*{word}"):
-        attach_scales(refs(a__weight=("I32", (4, 8))), METHODS[word], "m")
+        attach(refs(a__weight=(E4, (4, 8)), a__weight_scale=("I32", ())), FP8)
 
 
 @pytest.mark.parametrize("size", [[128], [0, 128], [128.0, 128], "128", [2**40, 1], [True, True]])
 def test_an_impossible_block_size_is_refused(size: Any) -> None:
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": size}}
     with pytest.raises(InputError, match="block size"):
-        attach_scales(refs(a__weight=(E4, (4, 8))), config, "m")
+        attach(refs(a__weight=(E4, (4, 8))), config)
 
 
 def test_a_quantization_config_that_is_no_object_is_refused() -> None:
     with pytest.raises(InputError, match="not an object"):
-        attach_scales(refs(a__weight=("BF16", (4, 8))), {"quantization_config": [1]}, "m")
+        attach(refs(a__weight=("BF16", (4, 8))), {"quantization_config": [1]})

@@ -73,6 +73,11 @@ def test_it_reads_what_the_safetensors_package_writes(tmp_path: Path) -> None:
         assert path.read_bytes()[ref.offset : ref.offset + ref.nbytes] == values.tobytes()
 
 
+def test_null_for_metadata_is_none(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", {"__metadata__": None, "a": entry(0, 32, (8,))})  # as MLX writes it
+    assert read_shard(tmp_path / "a.safetensors").keys() == {"a"}
+
+
 BAD = {
     "not json": (b"{not json", "not sound JSON"),
     "a list": (b"[1]", "begin with"),
