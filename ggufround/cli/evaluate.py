@@ -16,7 +16,7 @@ from ggufround.tune.extra import require_extra
 
 
 def evaluate_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Any number of .gguf files of one model.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".gguf files or quantised folders of one model.")],
     reference: Annotated[str, typer.Option("--reference", metavar="MODEL", help="The checkpoint they were made from.")],
     text: Annotated[Path, typer.Option("--text", metavar="FILE", help="The text to judge by, UTF-8.")],
     context: Annotated[int, typer.Option("--ctx", metavar="N", help="Tokens of a chunk.")] = 512,
@@ -28,7 +28,7 @@ def evaluate_command(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or xpu.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Perplexity of GGUF files and their KL divergence from the model they were made from.
+    """Perplexity of GGUF files or quantised checkpoints, and their KL divergence from the model they were made from.
 
     Text is cut and scored as llama.cpp's perplexity tool does it.
     """

@@ -1,4 +1,4 @@
-"""GGUF files beside the checkpoint that they were made from: do they go together, and how far apart are they?"""
+"""Quantised files and checkpoints beside the one they were made from: do they go together, how far apart are they?"""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from ggufround.evaluate.summary import Evaluation, Scored
 from ggufround.gguf_file import Field
 from ggufround.planning import Options, Plan, build
 from ggufround.tune.outputs import ReadOutput, output_weights
+from ggufround.tune.weights import source_weights
 
 TOKENS = "tokenizer.ggml.tokens"
 ENDS = ("token_embd.weight", "output.weight")  # one row a token; a converter leaves rows beyond the vocabulary out
@@ -66,8 +67,10 @@ def open_reference(model: str) -> Reference:
 
 
 def open_model(path: Path, reference: Reference) -> Model:
-    """`path`, all its parts if it is split. Raises InputError unless its tensors and its vocabulary are those of the
-    reference's GGUF file, UnsupportedError for a type that cannot be read."""
+    """`path`, all its parts if it is split; a folder is a checkpoint. Raises InputError unless its tensors and its
+    vocabulary are those of the reference's GGUF file, UnsupportedError for a type that cannot be read."""
+    if path.is_dir():
+        return _open_folder(path, reference)
     found = open_gguf(str(path), path)
     ours, theirs = (m.get("general.architecture") for m in (reference.metadata, found.metadata))
     if theirs is None or ours is None or theirs.value != ours.value:
@@ -90,8 +93,25 @@ def open_model(path: Path, reference: Reference) -> Model:
     notes = (*_token_notes(path, found.metadata, reference), *_key_notes(path, found.metadata, reference))
     refs = [r for ref in found.tensors.values() for r in (ref, ref.scale) if r is not None]
     bits = 8 * sum(ref.nbytes for ref in refs) / sum(prod(ref.shape) for ref in found.tensors.values())
-    size = sum(part.stat().st_size for part in {ref.path for ref in found.tensors.values()})
-    return Model(found, size, bits, notes)
+    return Model(found, _size(found), bits, notes)
+
+
+def _open_folder(path: Path, reference: Reference) -> Model:
+    """A checkpoint whose tensors are the reference's. Raises InputError otherwise."""
+    found, given = open_checkpoint(str(path)), reference.checkpoint
+    for name, ref in given.tensors.items():
+        other = found.tensors.get(name)
+        if other is None or other.shape != ref.shape:
+            stated = "lacks it" if other is None else f"makes it {list(other.shape)}"
+            raise InputError(f"{given.source} holds {name} {list(ref.shape)}, {path} {stated}: another model")
+        check_readable(other)
+    size = _size(found)
+    return Model(found, size, 8 * size / sum(prod(ref.shape) for ref in found.tensors.values()), ())
+
+
+def _size(found: Checkpoint) -> int:
+    """Bytes of the files that hold weights."""
+    return sum(part.stat().st_size for part in {ref.path for ref in found.tensors.values()})
 
 
 def _token_notes(path: Path, metadata: Mapping[str, Field], reference: Reference) -> list[str]:
@@ -124,6 +144,10 @@ def _differ(ours: Field, theirs: Field) -> bool:
 @contextmanager
 def as_candidate(name: str, model: Model, reference: Reference) -> Iterator[Candidate]:
     """The file's weights, dequantised, by the names of the reference's tensors; the file is open within."""
+    if not model.checkpoint.is_gguf:
+        with Reader(model.checkpoint) as reader:
+            yield Candidate(name, *source_weights(model.checkpoint, reader))
+        return
     ends = {output.name: output for output in reference.outputs if output.name in ENDS}
     embedding = ends[ENDS[0]].pieces[0].source.name
     # a head that the converter leaves out since it is the embedding
@@ -159,7 +183,7 @@ def evaluate(
     threads: int | None = None,
     device: str = "cpu",
 ) -> tuple[Evaluation, ...]:
-    """Each GGUF file beside the checkpoint `reference` on token ids [chunks, context]; the reference runs once.
+    """Each GGUF file or quantised checkpoint beside the checkpoint `reference` on token ids [chunks, context].
 
     Raises what `open_reference`, `open_model` and `evaluate_weights` raise, before the first long step where it can.
     """
