@@ -16,7 +16,9 @@ from ggufround.tune.extra import require_extra
 
 
 def evaluate_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".gguf files or quantised folders of one model.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help=".gguf files or quantised folders of one model.")
+    ],
     reference: Annotated[str, typer.Option("--reference", metavar="MODEL", help="The checkpoint they were made from.")],
     text: Annotated[Path, typer.Option("--text", metavar="FILE", help="The text to judge by, UTF-8.")],
     context: Annotated[int, typer.Option("--ctx", metavar="N", help="Tokens of a chunk.")] = 512,
