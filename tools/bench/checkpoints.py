@@ -4,8 +4,8 @@
     python tools/bench/checkpoints.py MODEL --text eval.txt --work DIR --autoround-python PYTHON [--schemes W4A16,MXFP4]
         [--calib calib.txt --schemes W4A16,W2A16G64 --iters 50 --batch-size 8]
 
-Without --calib: plain rounding, auto-round's model-free mode against `--recipe rtn`, and our search. With it: both tuned
-on the same tokens. All are auto_round checkpoints, read by `ggufround eval`. What is in DIR is not made again.
+Without --calib: plain rounding, auto-round's model-free mode against `--recipe rtn`, and our search. With it: both
+tuned on the same tokens. All are auto_round checkpoints, read by `ggufround eval`. What is in DIR is not made again.
 """
 
 from __future__ import annotations
