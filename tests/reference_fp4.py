@@ -1,4 +1,4 @@
-"""NumPy twins of AutoRound's plain rounding to MXFP4 and NVFP4, and of what runtimes make of their codes.
+"""NumPy twins of AutoRound's plain rounding to MXFP4 and NVFP4, of FP8, and of what runtimes make of their codes.
 
 Slow and plain. Weights are finite float32 [rows, n]; scales come as [rows, n / group].
 """
@@ -54,3 +54,21 @@ def quantize_nvfp4(x: F32) -> tuple[U8, U8]:
 
 def dequantize_nvfp4(codes: U8, scales: U8) -> F32:
     return E2M1[codes] * np.repeat(E4M3[scales], 16, axis=1)
+
+
+def quantize_fp8(x: F32, wide: int, tall: int) -> tuple[U8, F32]:
+    """Codes, and of each tile, `tall` rows of `wide` weights, the scale that puts its largest magnitude on 448, in each
+    of its rows."""
+    codes, scales = np.zeros(x.shape, np.uint8), np.zeros((len(x), x.shape[1] // wide), np.float32)
+    for top in range(0, len(x), tall):
+        for k in range(scales.shape[1]):
+            tile = x[top : top + tall, k * wide : (k + 1) * wide]
+            d = np.maximum(np.abs(tile).max() / np.float32(448), np.float32(2.0**-126))
+            scales[top : top + tall, k] = d
+            codes[top : top + tall, k * wide : (k + 1) * wide] = nearest_e4m3((tile / d).astype(np.float64))
+    return codes, scales
+
+
+def dequantize_fp8(codes: U8, scales: F32) -> F32:
+    with np.errstate(over="ignore"):
+        return E4M3[codes] * np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)

@@ -48,7 +48,7 @@ def decode(codes: Any, scales: Any, group: Any, weights: Any) -> None:
 def _codec(group: int, tall: int) -> GroupCodec:
     def search(weights: F32, importance: F32 | None, search: Search) -> Rounded:
         rows, n = weights.shape
-        largest = np.abs(weights).reshape(rows, -1, group).max(2)
+        largest = np.abs(weights).reshape(rows, n // group, group).max(2)
         if tall > 1:
             tiles = np.maximum.reduceat(largest, np.arange(0, rows, tall), axis=0)
             largest = np.repeat(tiles, tall, axis=0)[:rows]
