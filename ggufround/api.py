@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ggufround.conversion import Progress, Report, carry_out, lay_out_all, plan_all, plan_of
+from ggufround.conversion import Progress, Report, carry_out, convert, gguf_beside, lay_out_all, plan_all, plan_of
 from ggufround.errors import UnsupportedError, UsageError
 from ggufround.formats.checkpoint import CheckpointLayout, global_factor, reading, records
 from ggufround.formats.repack import repack
@@ -148,18 +148,20 @@ class AutoRound:
         format: str = "auto_round",  # noqa: A002
         max_shard_size: int | None = None,
     ) -> tuple[Any, list[Path]]:
-        """(model, folders): quantises and writes in one pass; "gguf:q4_k_m" is a format too. `max_shard_size` in bytes.
+        """(model, folders): quantises and writes in one pass; "gguf:q4_k_m" is a format too,
+        and "gguf" beside another one: a file with the same codes. `max_shard_size` in bytes.
         The model is returned as it was given, None for a path."""
         run = replace(self._run, split_max_size=max_shard_size)
         names = _names(format)
-        gguf = [name for name in names if name.startswith(GGUF)] or ([f"gguf:{self._gguf}"] if self._gguf else [])
+        gguf = [name for name in names if name.startswith(f"{GGUF}:")] or ([f"gguf:{self._gguf}"] if self._gguf else [])
+        beside = not self._gguf and GGUF in names
         names = [] if self._gguf else [name for name in names if not name.startswith(GGUF)]
+        if beside and not names:
+            raise UsageError("gguf needs a type, such as format='gguf:q4_k_m', or a checkpoint format beside it")
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         made = []
         for name in gguf:
-            kind = name.partition(":")[2] or UsageError("gguf needs a type, such as format='gguf:q4_k_m'")
-            if isinstance(kind, UsageError):
-                raise kind
+            kind = name.partition(":")[2]
             out = Path(output_dir) / f"{self._name()}-{kind}.gguf"
             self._carry_out(Options((kind,), self._recipe), out, run)
             made.append(out)
@@ -167,8 +169,12 @@ class AutoRound:
             named = self._folders(output_dir, names)
             several = [folder for _, folder in named]
             out = several[0] if len(named) == 1 else Path(output_dir) / f"{self._stem()}-{{format}}"
-            self._carry_out(self._options(tuple(names)), out, run)
+            plan, _ = self._carry_out(self._options(tuple(names)), out, run)
             made += several
+            if beside:
+                out = gguf_beside(plan, Path(output_dir) / f"{self._stem()}-{{format}}")
+                convert(several[0], out, options=Options(), run=run)
+                made.append(out)
         return self._loaded, made
 
     def _write(self, folder: Path, formats: tuple[str, ...]) -> list[tuple[Any, Plan]]:

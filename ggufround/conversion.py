@@ -146,6 +146,37 @@ def lay_out_all(plan: Plan, out: Path, split_max_size: int | None = None) -> tup
     )
 
 
+def gguf_beside(plan: Plan, out: Path) -> Path:
+    """The GGUF file that is to hold the codes of a checkpoint as they are: `out` with its {format} filled in.
+
+    Raises UsageError without a {format} or for a scheme that no GGUF type holds, and whatever planning a GGUF file of
+    the model raises: all that before the checkpoint is made.
+    """
+    assert plan.targets[0].layers is not None
+    scheme = plan.targets[0].layers.scheme
+    if "{format}" not in out.name:
+        raise UsageError(f"several formats need {{format}} in OUT, e.g. {out.name}-{{format}}; got {out}")
+    if scheme.data == "fp" or (scheme.data == "mx_fp" and scheme.bits == 8):
+        raise UsageError(f"no GGUF type holds {scheme.name}; leave gguf out, or convert the model a second time")
+    build(plan.checkpoint.source, Options(), plan.checkpoint)
+    return out.with_name(out.name.replace("{format}", "gguf").removesuffix(".gguf") + ".gguf")
+
+
+def together(first: Report, second: Report) -> Report:
+    """Two runs, one after the other, as one."""
+    phases = {**first.phases, **{f"gguf {name}": seconds for name, seconds in second.phases.items()}}
+    return replace(
+        first,
+        files=first.files + second.files,
+        size=first.size + second.size,
+        seconds=first.seconds + second.seconds,
+        cpu_seconds=max(first.cpu_seconds, second.cpu_seconds),
+        peak_memory=max(first.peak_memory, second.peak_memory),
+        phases=phases,
+        notes=first.notes + second.notes,
+    )
+
+
 class _Names(dict[str, str]):
     """What braces in OUT stand for; others stay as they are."""
 

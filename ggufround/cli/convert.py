@@ -12,10 +12,10 @@ import typer
 
 from ggufround.cli import show
 from ggufround.cli.values import Flags, Json, Model, takes_flags
-from ggufround.conversion import Report, carry_out, lay_out_all, plan_all, plan_of
+from ggufround.conversion import Report, carry_out, convert, gguf_beside, lay_out_all, plan_all, plan_of, together
 from ggufround.errors import MissingExtraError
 from ggufround.formats.spec import Layout
-from ggufround.planning import Plan, describe, slabs
+from ggufround.planning import Options, Plan, describe, slabs
 from ggufround.preflight import Run, check_disk, check_paths, expected_seconds, memory_needed, workers
 
 if TYPE_CHECKING:
@@ -44,12 +44,15 @@ def convert_command(
         return
     plan, tuning = plan_all(model, flags.options(), flags.calibration(), flags.device, run, out.parent)
     layouts = lay_out_all(plan, out, run.split_max_size)
+    beside = gguf_beside(plan, out) if flags.beside_gguf else None
     if not json:
         for line in plan.notes:
             show.note(line)
     try:
         with show.progress(quiet=json) as update:
             report = carry_out(plan, layouts, run, update, tuning=tuning)
+            if beside is not None:
+                report = together(report, convert(layouts[0].files[0].path.parent, beside, options=Options(), run=run))
     except KeyboardInterrupt:
         show.complain("interrupted; the same command goes on from here")
         raise typer.Exit(1) from None

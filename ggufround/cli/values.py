@@ -118,7 +118,7 @@ class Flags:
 
     def options(self) -> Options | CheckpointOptions:
         """Those of a GGUF file or of a checkpoint. Raises UsageError for what can be seen without the model."""
-        if self.format_.lower() != "gguf":
+        if self.formats != ("gguf",):
             return self._checkpoint_options()
         self._refuse(
             "is for checkpoint formats (--format), not for GGUF",
@@ -154,10 +154,20 @@ class Flags:
         chosen = changed(scheme(self.scheme or "W4A16"), self.bits, self.group_size, self.sym)
         layers = tuple(_layer(entry, chosen) for entry in self.tensor_type or ())
         layers += tuple((pattern, None) for pattern in self.ignore or ())
-        formats = tuple(f.strip() for f in self.format_.split(",") if f.strip())
+        formats = tuple(name for name in self.formats if name != "gguf")
         return CheckpointOptions(
             chosen, formats, self.chosen_recipe(), layers, self.quant_lm_head, calibrated=self.calib is not None
         )
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The names, in small letters."""
+        return tuple(name.strip().lower() for name in self.format_.split(",") if name.strip())
+
+    @property
+    def beside_gguf(self) -> bool:
+        """Whether a GGUF file is to hold the codes of a checkpoint as well."""
+        return "gguf" in self.formats and len(self.formats) > 1
 
     def _refuse(self, why: str, given: dict[str, object]) -> None:
         """Raises UsageError for the first flag that was given."""
