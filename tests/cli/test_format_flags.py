@@ -20,7 +20,7 @@ BAD: dict[str, tuple[str, str]] = {  # flags, what the message says
     "an unknown format": ("--format awq", "unknown format 'awq'; there are: gguf, auto_round, auto_gptq, auto_awq"),
     "no format": ("--format ,", "no format was given; there are: gguf, auto_round"),
     "a format twice": ("--format mlx,MLX", "format mlx was given twice"),
-    "GGUF among checkpoint formats": ("--format gguf,mlx", "gguf holds other types than checkpoint formats"),
+    "GGUF among checkpoint formats": ("--format gguf,mlx --group-size 32", "several formats need {format} in OUT"),
     "an unknown scheme": ("--format mlx --scheme W4A17", "unknown scheme 'W4A17'; there are: W2A16"),
     "an unknown scheme of a layer": ("--format mlx --layer q_proj=W7A16", "unknown scheme 'W7A16'"),
     "bits that are none": ("--format mlx --bits 7", "7 bits; can be 2, 3, 4, 5, 6, 8"),

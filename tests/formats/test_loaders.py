@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.torch, pytest.mark.slow]
 
 SCRIPT = Path(__file__).parent.parent / "formats_loader.py"
 PACKAGES = {
-    "transformers": "transformers", "auto-round": "auto_round", "auto-round, GPTQ": "auto_round", "mlx-lm": "mlx_lm",
+    "transformers": "accelerate", "auto-round": "auto_round", "auto-round, GPTQ": "auto_round", "mlx-lm": "mlx_lm",
     "compressed-tensors": "compressed_tensors", "compressed-tensors, dequantize": "compressed_tensors",
     "gptqmodel": "gptqmodel",
 }  # fmt: skip
