@@ -46,7 +46,7 @@ def sign_of(y: Any) -> Any:
 
 
 @kernel
-def mx_codes(weights: Any, scales: Any, codes: Any) -> None:
+def mx_codes(weights: Any, scales: Any, units: Any, codes: Any) -> None:
     for g in range(scales.size):
         e = np.int64(scales[g])
         y = load_at(weights, g * MX_GROUP) * power(127 - e)
@@ -80,7 +80,7 @@ def nv_codes(weights: Any, scales: Any, units: Any, codes: Any) -> None:
 
 
 @kernel
-def mx_decode(codes: Any, scales: Any, weights: Any) -> None:
+def mx_decode(codes: Any, scales: Any, units: Any, weights: Any) -> None:
     for g in range(scales.size):
         unit = power(np.int64(scales[g]) - 127) * np.float32(0.5)
         store_at(weights, g * MX_GROUP, values_of(load_at(codes, g * MX_GROUP)) * unit)
@@ -93,51 +93,33 @@ def nv_decode(codes: Any, scales: Any, units: Any, weights: Any) -> None:
         store_at(weights, v * LANES, values_of(load_at(codes, v * LANES)) * half_ue4m3(load_at(units, 0)))
 
 
-def _units() -> Any:
-    return np.empty(LANES, np.uint8)
+def _codec(name: str, group: int, multiple: int, choose: Any, encode: Any, decode: Any) -> GroupCodec:
+    """choose(weights, scales), encode(weights, scales, units, codes), decode(codes, scales, units, weights): all flat;
+    units is room for the scales of one vector."""
 
+    def search(weights: F32, importance: F32 | None, search: Search) -> Rounded:
+        rows, n = weights.shape
+        if search == "opt-rtn":
+            scales = microfloat.CODECS[name].search(weights, importance, search).scales
+            assert scales is not None
+        else:
+            scales = np.empty((rows, n // group), np.uint8)
+            choose(weights.reshape(-1), scales.reshape(-1))
+        codes = np.empty((rows, n), np.uint8)
+        encode(weights.reshape(-1), scales.reshape(-1), np.empty(LANES, np.uint8), codes.reshape(-1))
+        return Rounded(codes, scales=scales)
 
-def _search_mx(weights: F32, importance: F32 | None, search: Search) -> Rounded:
-    rows, n = weights.shape
-    if search == "opt-rtn":
-        scales = microfloat.CODECS["MXFP4"].search(weights, importance, search).scales
-        assert scales is not None
-    else:
-        scales = np.empty((rows, n // MX_GROUP), np.uint8)
-        mx_exponents(weights.reshape(-1), scales.reshape(-1))
-    codes = np.empty((rows, n), np.uint8)
-    mx_codes(weights.reshape(-1), scales.reshape(-1), codes.reshape(-1))
-    return Rounded(codes, scales=scales)
+    def dequantise(rounded: Rounded) -> F32:
+        weights = np.empty(rounded.codes.shape, np.float32)
+        assert rounded.scales is not None
+        units = np.empty(LANES, np.uint8)
+        decode(rounded.codes.reshape(-1), rounded.scales.reshape(-1), units, weights.reshape(-1))
+        return weights
 
-
-def _search_nv(weights: F32, importance: F32 | None, search: Search) -> Rounded:
-    rows, n = weights.shape
-    if search == "opt-rtn":
-        scales = microfloat.CODECS["NVFP4"].search(weights, importance, search).scales
-        assert scales is not None
-    else:
-        scales = np.empty((rows, n // NV_GROUP), np.uint8)
-        nv_scales(weights.reshape(-1), scales.reshape(-1))
-    codes = np.empty((rows, n), np.uint8)
-    nv_codes(weights.reshape(-1), scales.reshape(-1), _units(), codes.reshape(-1))
-    return Rounded(codes, scales=scales)
-
-
-def _dequantise_mx(rounded: Rounded) -> F32:
-    weights = np.empty(rounded.codes.shape, np.float32)
-    assert rounded.scales is not None
-    mx_decode(rounded.codes.reshape(-1), rounded.scales.reshape(-1), weights.reshape(-1))
-    return weights
-
-
-def _dequantise_nv(rounded: Rounded) -> F32:
-    weights = np.empty(rounded.codes.shape, np.float32)
-    assert rounded.scales is not None
-    nv_decode(rounded.codes.reshape(-1), rounded.scales.reshape(-1), _units(), weights.reshape(-1))
-    return weights
+    return grouped.checked(GroupCodec(name, 4, group, True, search, dequantise, scale="u1"), multiple)
 
 
 FP4 = {
-    "MXFP4": grouped.checked(GroupCodec("MXFP4", 4, MX_GROUP, True, _search_mx, _dequantise_mx, scale="u1")),
-    "NVFP4": grouped.checked(GroupCodec("NVFP4", 4, NV_GROUP, True, _search_nv, _dequantise_nv, scale="u1"), NV_BLOCK),
+    "MXFP4": _codec("MXFP4", MX_GROUP, MX_GROUP, mx_exponents, mx_codes, mx_decode),
+    "NVFP4": _codec("NVFP4", NV_GROUP, NV_BLOCK, nv_scales, nv_codes, nv_decode),
 }
