@@ -37,7 +37,12 @@ MIXED = (("q_proj", scheme("W8A16G32")), (r"layers\.1\.mlp\.down_proj", None))
 Case = tuple[str, str, str, float, tuple[tuple[str, Scheme | None], ...]]
 KEPT = ((r"layers\.1\.mlp\.down_proj", None),)
 
+HEAD = (("lm_head", scheme("W8A16G32")),)
 CASES: tuple[Case, ...] = (
+    ("auto_round", "W4A16G32", "auto-round", HALF, HEAD), ("auto_gptq", "W4A16G32", "auto-round, GPTQ", HALF, HEAD),
+    ("auto_gptq", "W4A16G32", "gptqmodel", EXACT, HEAD), ("mlx", "W4A16G32", "mlx-lm", EXACT, HEAD),
+    ("llm_compressor", "W4A16G32", "compressed-tensors", EXACT, HEAD),
+    ("llm_compressor", "NVFP4A16", "compressed-tensors", COARSE, HEAD),
     *(("auto_round", of, "auto-round", HALF, ()) for of in ("W4A16G32", "W2A16G32", "W3A16G32", "W8A16G32")),
     *(("auto_round", of, "auto-round", HALF, ()) for of in ("W4A16G32-asym", "W2A16G32-asym")),
     *(("auto_round", of, "auto-round", EXACT, ()) for of in ("MXFP4", "MXFP8", "NVFP4")),
@@ -114,7 +119,10 @@ def read(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
 
 def written(model: Path, case: Case, out: Path) -> CheckpointLayout:
-    options, run = CheckpointOptions(scheme(case[1]), (case[0],), "opt-rtn", case[4]), Run(threads=1)
+    options, run = (
+        CheckpointOptions(scheme(case[1]), (case[0],), "opt-rtn", case[4], quant_lm_head=case[4] == HEAD),
+        Run(threads=1),
+    )
     plan, tuning = plan_all(model, options, run=run)
     (layout,) = layouts = lay_out_all(plan, out)
     carry_out(plan, layouts, run, tuning=tuning)
@@ -122,7 +130,11 @@ def written(model: Path, case: Case, out: Path) -> CheckpointLayout:
     return layout
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}{'-mixed' * bool(case[4])}")
+@pytest.mark.parametrize(
+    "case",
+    CASES,
+    ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}{'-head' if case[4] == HEAD else '-mixed' * bool(case[4])}",
+)
 def test_a_reader_computes_with_the_weights_that_were_written(
     case: Case, read: Callable[[str], dict[Case, Read]]
 ) -> None:
