@@ -136,6 +136,8 @@ def lay_out_all(plan: Plan, out: Path, split_max_size: int | None = None) -> tup
     """
     if not out.name:
         raise UsageError(f"OUT {str(out)!r} is no file name; give one such as model.gguf")
+    if plan.targets[0].layers is not None and out.suffix == ".gguf":
+        raise UsageError(f"{plan.targets[0].format} is a folder; give it another name than {out.name}")
     paths = [out.with_name(out.name.format_map(_Names(type=t.mix.name, format=t.format))) for t in plan.targets]
     if len(set(paths)) < len(paths):
         what, end = ("formats", "-{format}") if plan.targets[0].layers else ("types", "-{type}.gguf")

@@ -109,7 +109,7 @@ def _show_plan(plan: Plan, tuning: Tuning | None, out: Path, run: Run, json: boo
             weights[place.type.name] += prod(place.shape)
             size[place.type.name] += place.nbytes
         show.table(
-            f"{layout.target.mix.name}, recipe {plan.recipe.name}: {layout.size:,} bytes ({show.human(layout.size)}), "
+            f"{_title(layout)}, recipe {plan.recipe.name}: {layout.size:,} bytes ({show.human(layout.size)}), "
             f"{_bpw(layout):.2f} bits per weight, {len(layout.files)} file(s)",
             ("type", "tensors", "weights", "bytes"),
             [(name, count[name], weights[name], size[name]) for name, _ in size.most_common()],
@@ -122,6 +122,11 @@ def _show_plan(plan: Plan, tuning: Tuning | None, out: Path, run: Run, json: boo
         f"{plan.architecture}, {plan.weights:,} weights; {threads} threads, about {show.human(memory)} of memory, "
         + (_work(plan, tuning) if runs else f"roughly {seconds:.0f} s once kernels are compiled")
     )
+
+
+def _title(layout: Layout) -> str:
+    target = layout.target
+    return target.mix.name if target.layers is None else f"{target.format} {target.mix.name}"
 
 
 def _work(plan: Plan, tuning: Tuning | None) -> str:

@@ -205,3 +205,15 @@ def test_formats_and_their_schemes_are_listed(run: Any) -> None:
     assert list(rows) == ["gguf", *READERS]
     assert "W4A16" in rows["auto_awq"]["schemes"].split()
     assert "W3A16" not in rows["auto_awq"]["schemes"].split()
+
+
+def test_a_folder_that_is_named_like_a_file_is_refused(run: Any, llama: Path, tmp_path: Path) -> None:
+    said = refused(run, llama, tmp_path / "out.gguf", "--format", "mlx", "--group-size", 64)
+    assert "mlx is a folder; give it another name than out.gguf" in said
+
+
+def test_the_plan_names_each_format(run: Any, llama: Path) -> None:
+    ran = run("plan", llama, "--format", "auto_round,mlx", "--group-size", 64)
+    assert ran.code == 0, ran.err
+    assert "auto_round W4A16G64, recipe opt-rtn" in ran.out
+    assert "mlx W4A16G64, recipe opt-rtn" in ran.out
