@@ -147,9 +147,9 @@ def test_the_models_own_folder_is_never_the_output(run: Any, llama: Path, folder
 
 
 def test_an_output_that_is_a_file_or_has_no_parent_is_refused(run: Any, llama: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_text("mine")
+    (tmp_path / "mine").write_text("mine")
     flags = ("--format", "mlx", "--group-size", 32)
-    assert "is a file; give a folder" in refused(run, llama, tmp_path / "x.gguf", *flags)
+    assert "is a file; give a folder" in refused(run, llama, tmp_path / "mine", *flags)
     assert "does not exist; create it first" in refused(run, llama, tmp_path / "absent" / OUT, *flags)
 
 
