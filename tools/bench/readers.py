@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Perplexity of one model's checkpoints in the readers of others, and as `ggufround eval` finds it in the same files.
 
-    python tools/bench/readers.py MODEL --text eval.txt --work DIR [--chunks 4] [--cases auto_round:W4A16:auto-round,...]
+    python tools/bench/readers.py MODEL --text eval.txt --work DIR [--cases auto_round:W4A16:auto-round,...]
 
 A case is FORMAT:SCHEME:READER, a reader one of tests/formats_loader.py, whose package must be there. All positions of
 the chunks are scored. mlx-lm takes minutes for a chunk on a CPU.
