@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ggufround.arch.spec import Output
 from ggufround.errors import UsageError
 from ggufround.formats.partial import Buffer, PartialFiles, put, remove, sync_folder
-from ggufround.formats.spec import ACTIVE, GLOBAL_SCALE, ITEM, U8, Format, Member, Store
+from ggufround.formats.spec import ACTIVE, GLOBAL_SCALE, ITEM, Format, Member, Store
 from ggufround.formats.table import checkpoint_format
 from ggufround.planning import Plan, Target
 from ggufround.quants.spec import QuantType
@@ -357,4 +357,4 @@ def _runs(place: LayerPlace, stored: Stored, first: int, data: NDArray[Any]) -> 
         yield stored.offset + (j * width + step) * stored.item, run
 
 
-__all__ = ["CheckpointLayout", "CheckpointSink", "LayerPlace", "U8", "lay_out"]
+__all__ = ["CheckpointLayout", "CheckpointSink", "LayerPlace", "global_factor", "lay_out", "reading", "records"]

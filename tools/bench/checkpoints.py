@@ -32,11 +32,12 @@ def jobs(scheme: str, options: argparse.Namespace) -> dict[str, tuple[str, ...]]
         peer = (options.autoround_python, *PEER_RTN, "--model", model, "--scheme", scheme, "--output_dir", "{out}")
         return {"auto-round": peer, "rtn": (*ours, "rtn"), "opt-rtn": (*ours, "opt-rtn")}
     few = ("--samples", str(options.samples), "--seqlen", str(options.seqlen), "--seed", str(options.seed))
-    few = (*few, "--iters", str(options.iters), "--batch-size", str(options.batch_size))
-    peer = (options.autoround_python, str(PEER_TUNED), model, "{out}", str(options.calib), *few, *threads)
+    few = (*few, "--iters", str(options.iters), "--batch-size")
+    batch, peers_batch = str(options.batch_size), str(options.peer_batch_size or options.batch_size)
+    peer = (options.autoround_python, str(PEER_TUNED), model, "{out}", str(options.calib), *few, peers_batch, *threads)
     return {
         "auto-round, tuned": (*peer, "--scheme", scheme, "--format", "auto_round", "--alg-ext"),
-        "light": (*ours, "light", "--calib", str(options.calib), *few),
+        "light": (*ours, "light", "--calib", str(options.calib), *few, batch),
     }
 
 
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--calib", type=Path)
     parser.add_argument("--iters", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--peer-batch-size", type=int, help="auto-round's; default: as --batch-size")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seqlen", type=int, default=512)
     parser.add_argument("--seed", type=int, default=42)
