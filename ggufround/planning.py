@@ -170,7 +170,7 @@ def _experts(output: Output) -> int:
 
 
 def slab_rows(output: Output, piece: Piece) -> int:
-    """Rows of a slab: about SLAB weights, in whole granules."""
+    """Rows of a slab: about SLAB weights, in whole granules; of a solid piece, all."""
     return max(1, SLAB // (output.shape[-1] * piece.granule)) * piece.granule
 
 

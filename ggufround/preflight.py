@@ -113,7 +113,8 @@ def workspace_bytes(plan: Plan, slabs: tuple[Slab, ...]) -> tuple[int, int, int]
         columns = output.shape[-1]
         weights = max(weights, slab.rows * columns * 4)
         if slab.piece is not None:
-            raw = max(raw, scratch_bytes(output.pieces[slab.piece].source, slab.rows))
+            piece = output.pieces[slab.piece]
+            raw = max(raw, scratch_bytes(piece.source, piece.read or slab.rows))
         packed = max(packed, *(slab.rows * t.types[output.name].row_bytes(columns) for t in plan.targets))
     return raw, weights, packed
 
@@ -121,6 +122,7 @@ def workspace_bytes(plan: Plan, slabs: tuple[Slab, ...]) -> tuple[int, int, int]
 def memory_needed(plan: Plan, slabs: tuple[Slab, ...], threads: int) -> int:
     """Expected peak in bytes with that many threads."""
     each = sum(workspace_bytes(plan, slabs)) + WORKSPACE_EXTRA + UNPACKING * _most_packed(plan, slabs)
+    each += 8 * max((p.read * p.source.columns for o in plan.outputs for p in o.pieces), default=0)  # read, arranged
     return measure.resident_memory() + COMPILER + threads * each
 
 

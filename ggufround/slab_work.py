@@ -143,21 +143,26 @@ def read_slab(work: Work, index: int, space: Workspace) -> Read:
     if copied and piece.source.dtype not in DECODERS:
         return Read(None, work.reader.raw_rows(piece.source, row, slab.rows, space.raw))
     parts = None
+    count, found = slab.rows, weights
+    if piece.read:
+        row, count = piece.first, piece.read
+        found = np.empty((count, piece.source.columns), np.float32)
     if piece.source.packing is None:
-        raw = work.reader.read_rows(piece.source, row, slab.rows, weights, space.raw)
+        raw = work.reader.read_rows(piece.source, row, count, found, space.raw)
     else:
-        parts, raw = work.reader.read_parts(piece.source, row, slab.rows, space.raw)
-        dequantise(piece.source.packing, parts, weights)
-    bad = first_nonfinite(weights)
+        parts, raw = work.reader.read_parts(piece.source, row, count, space.raw)
+        dequantise(piece.source.packing, parts, found)
+    bad = first_nonfinite(found)
     if bad >= 0:
-        r, column = divmod(bad, columns)
+        r, column = divmod(bad, found.shape[1])
         raise WeightError(
-            f"{piece.source.name} holds {weights[r, column]} in row {row + r}, column {column}: the checkpoint is "
+            f"{piece.source.name} holds {found[r, column]} in row {row + r}, column {column}: the checkpoint is "
             f"damaged; download it again. OUT.partial is kept"
         )
     if piece.via is not None:
-        weights = np.ascontiguousarray(piece.via(weights), np.float32)
-        if parts is not None and (order := order_of(piece.via, slab.rows)) is not None:
+        weights = np.ascontiguousarray(piece.via(found), np.float32)
+        assert weights.shape == (slab.rows, columns), (output.name, weights.shape)
+        if parts is not None and (order := order_of(piece.via, count)) is not None:
             parts = parts.rows(order)
     return Read(None if copied else weights, raw, parts)
 

@@ -64,6 +64,25 @@ def log_probs(paths: Sequence[Path], prompts: Sequence[Sequence[int]], vocab: in
     return np.array(json.loads(answer[0][6:]), np.float64)
 
 
+LOAD = """
+import sys
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 128, 1, False, -1
+server = xllamacpp.Server(params)
+print("LOADED")
+"""
+
+
+def loads(path: Path) -> bool:
+    """Whether llama.cpp makes a context of the file."""
+    command = [sys.executable, "-c", LOAD, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert "LOADED" in done.stdout, f"llama.cpp failed with {done.returncode}: {done.stderr[-2000:]}"
+    return True
+
+
 WRITE = """
 import sys
 import xllamacpp

@@ -33,6 +33,8 @@ ROPE_THETA_LOCAL = (
     "rope_local_base_freq",
 )
 
+LAYER = "layer index"  # set in the config that sizes and transforms of a block's rules are given
+
 # llama.cpp's own limits (src/llama-hparams.h); they also bound what a hostile config can make us do.
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
@@ -174,6 +176,7 @@ SIZES: Mapping[str, Callable[[Config], int]] = {
 }
 
 
-def shape_of(config: Config, words: str) -> tuple[int, ...]:
-    """The sizes that `words` ("q embd") stand for."""
-    return tuple(SIZES[word](config) for word in words.split())
+def shape_of(config: Config, words: str, further: Mapping[str, Callable[[Config], int]]) -> tuple[int, ...]:
+    """The sizes that `words` ("q embd", also plain numbers) stand for; `further` ones come before `SIZES`."""
+    sizes = {**SIZES, **further}
+    return tuple(int(word) if word.isdecimal() else sizes[word](config) for word in words.split())

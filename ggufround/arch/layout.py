@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
 
 from ggufround.arch import rope
-from ggufround.arch.config import flatten, n_expert, n_layer, shape_of
-from ggufround.arch.spec import Architecture, Config, Drop, Layout, Output, Piece, Rule, Transform
-from ggufround.arch.transforms import on_vector
+from ggufround.arch.config import LAYER, flatten, n_expert, n_layer
+from ggufround.arch.pieces import pieces_of
+from ggufround.arch.spec import Architecture, Config, Drop, Layout, Output, Rule
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
 from ggufround.errors import InputError, UnsupportedError
 
@@ -76,13 +75,13 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     sources = _without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
     made: dict[str, Output] = {}
     missing: dict[str, str] = {}
-    for rule in _per_block(arch.rules, config):
+    for rule, here in _per_block(arch, config):
         if rule.to in made:
             continue
-        if (output := _output(rule, config, sources)) is not None:
+        if (output := _output(arch, rule, here, sources)) is not None:
             made[rule.to] = output
         elif not rule.optional:
-            missing.setdefault(rule.to, rule.source)
+            missing.setdefault(rule.to, _sources(rule)[0])
     if absent := [source for to, source in missing.items() if to not in made]:
         raise InputError(
             f"the checkpoint lacks {len(absent)} tensors that {arch.name} with {n_layer(config)} layers needs: "
@@ -98,7 +97,8 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
         for name, rows in used.items()
         if rows < checkpoint.tensors[name].rows
     }
-    assert trimmed.keys() <= {sources[rule.source].name for rule in arch.rules if rule.trim}, "rules leave rows out"
+    may_be = {sources[name].name for rule in arch.rules if rule.trim for name in _sources(rule) if name in sources}
+    assert trimmed.keys() <= may_be, "rules leave rows out"
     ordered = sorted(made.values(), key=lambda output: _order(output.name))
     return Layout(tuple(ordered), tuple(sorted((reasons | trimmed).items())))
 
@@ -121,73 +121,73 @@ def _without_prefixes(arch: Architecture, tensors: Mapping[str, TensorRef]) -> d
     return sources
 
 
-def _per_block(rules: tuple[Rule, ...], config: Config) -> Iterator[Rule]:
-    """The rules with `{i}` filled in for every block, and each rule with a bias followed by the bias's own."""
-    blocks = n_layer(config)
-    for rule in rules:
+def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Config]]:
+    """The rules with `{i}` filled in for every block that has them, and each rule with a bias followed by the bias's
+    own; with the config that says which block it is."""
+    blocks = arch.blocks(config) if arch.blocks else n_layer(config)
+    numbered = [{**config, LAYER: i} for i in range(blocks)]
+    for rule in arch.rules:
         for i in range(blocks if "{i}" in rule.to else 1):
-            source, to = (name.replace("{i}", str(i)) for name in (rule.source, rule.to))
-            yield replace(rule, source=source, to=to)
+            if rule.where is not None and not rule.where(config, i):
+                continue
+            sources = tuple(name.replace("{i}", str(i)) for name in _sources(rule))
+            to = rule.to.replace("{i}", str(i))
+            yield replace(rule, source=sources, to=to), numbered[i]
             if rule.bias:
-                source, to = (name.removesuffix(".weight") + ".bias" for name in (source, to))
-                yield replace(rule, source=source, to=to, shape=rule.shape.split()[0], optional=True)
+                sources = tuple(_bias(name) for name in sources)
+                shape = rule.shape.split()[0]
+                yield replace(rule, source=sources, to=_bias(to), shape=shape, optional=True), numbered[i]
 
 
-def _output(rule: Rule, config: Config, sources: Mapping[str, TensorRef]) -> Output | None:
+def _sources(rule: Rule) -> tuple[str, ...]:
+    return (rule.source,) if isinstance(rule.source, str) else rule.source
+
+
+def _bias(name: str) -> str:
+    return name.removesuffix(".weight") + ".bias"
+
+
+def _output(arch: Architecture, rule: Rule, config: Config, sources: Mapping[str, TensorRef]) -> Output | None:
     """The rule's output, or None if its source is not in the checkpoint."""
-    if rule.source.replace("{e}", "0") not in sources:
+    names = _sources(rule)
+    stacked = any("{e}" in name for name in names)
+    if names[0].replace("{e}", "0") not in sources:
         return None
-    expected = shape_of(config, rule.shape)
-    transform = rule.via(config) if rule.via else None
-    if "{e}" not in rule.source:
-        ref = sources[rule.source]
-        pieces, shape = _pieces(rule, ref, expected, transform)
-        return Output(rule.to, shape, pieces, float32=keeps_float32(rule.to, shape))
-    names = [rule.source.replace("{e}", str(e)) for e in range(n_expert(config))]
+    if stacked:
+        names = tuple(name.replace("{e}", str(e)) for e in range(n_expert(config)) for name in names)
     if absent := [name for name in names if name not in sources]:
-        raise InputError(f"the checkpoint lacks {len(absent)} of {len(names)} experts of {rule.to}: {_some(absent)}")
-    experts = [_pieces(rule, sources[name], expected, transform) for name in names]
-    shape = (len(experts), *experts[0][1])
-    return Output(
-        rule.to, shape, tuple(piece for pieces, _ in experts for piece in pieces), float32=keeps_float32(rule.to, shape)
-    )
+        what = "experts" if stacked else "tensors"
+        raise InputError(f"the checkpoint lacks {len(absent)} of {len(names)} {what} of {rule.to}: {_some(absent)}")
+    found = [pieces_of(arch, rule, sources[name], config) for name in names]
+    shape = _together([shape for _, shape in found], stacked, bool(rule.makes))
+    pieces = tuple(piece for several, _ in found for piece in several)
+    return Output(rule.to, shape, pieces, float32=keeps_float32(rule.to, shape))
 
 
-def _pieces(
-    rule: Rule, ref: TensorRef, expected: tuple[int, ...], transform: Transform | None
-) -> tuple[tuple[Piece, ...], tuple[int, ...]]:
-    """The pieces that `rule` takes of one tensor, and their shape together."""
-    longer = rule.trim and len(ref.shape) == len(expected) and ref.shape[0] > expected[0]
-    if ref.shape[longer:] != expected[longer:]:
-        raise InputError(
-            f"{ref.path.name}: tensor {ref.name} has shape {list(ref.shape)}, config.json makes it {list(expected)} "
-            f"({rule.shape})"
-        )
-    via, granule = (transform.function, transform.granule) if transform else (None, 1)
-    if len(expected) == 1:
-        return (Piece(ref, 0, 1, 1, via and partial(on_vector, via)),), expected
-    k, n = rule.part
-    rows = expected[-2] // n
-    assert expected[-2] % n == 0, rule
-    assert rows % granule == 0, rule
-    matrices = 1 if len(expected) == 2 else expected[0]
-    shape = (*expected[:-2], rows, expected[-1])
-    starts = (matrix * expected[-2] + k * rows for matrix in range(matrices))
-    return tuple(Piece(ref, start, rows, granule, via) for start in starts), shape
+def _together(shapes: list[tuple[int, ...]], stacked: bool, made: bool) -> tuple[int, ...]:
+    """A stack of them; of several that are no experts, one below the other."""
+    first = shapes[0]
+    if stacked:
+        return (len(shapes), *first)
+    if len(shapes) == 1:
+        return first
+    assert made or len(first) > 1, "several vectors need `makes`"
+    return (len(shapes) * first[0], *first[1:])
 
 
 def _used_rows(made: Mapping[str, Output]) -> dict[str, int]:
-    """Rows used of each checkpoint tensor, by its name: from the first on, each once."""
-    runs: dict[str, list[tuple[int, int]]] = {}
+    """Rows used of each checkpoint tensor, by its name: from the first on, each once. What a solid piece is made of
+    may be used by others too (a fused vector, of which each takes some elements)."""
+    runs: dict[str, list[tuple[int, int, bool]]] = {}
     for output in made.values():
         for piece in output.pieces:
-            runs.setdefault(piece.source.name, []).append((piece.first, piece.rows))
+            runs.setdefault(piece.source.name, []).append((piece.first, piece.source_rows, bool(piece.read)))
     used: dict[str, int] = {}
     for name, pieces in runs.items():
         end = 0
-        for first, rows in sorted(pieces):
-            assert first == end, f"rules use row {min(first, end)} of {name} twice or never"
-            end = first + rows
+        for first, rows, shared in sorted(pieces):
+            assert first == end or (shared and first < end), f"rules use row {min(first, end)} of {name} twice or never"
+            end = max(end, first + rows)
         used[name] = end
     return used
 

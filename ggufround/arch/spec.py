@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +21,12 @@ class Piece:
 
     `via` is pure and maps float32 [k * granule, columns] to the same shape (e.g. un-permuting the rows of whole
     heads, or adding one); rows are always handed over in whole granules, so that a slab can be cut anywhere between.
+
+    A piece that is no sequence of source rows (a transposed matrix, a vector that becomes a column) is "solid": `via`
+    maps `read` rows of the source at once, float32 [read, source columns], to [rows, columns], in one slab.
+
+    `back` undoes a `via` that does more than move rows and add a constant, for the whole piece at once; elements of the
+    source that the piece does not hold are zeros.
     """
 
     source: TensorRef
@@ -28,6 +34,18 @@ class Piece:
     rows: int
     granule: int = 1
     via: Callable[[F32], F32] | None = None
+    read: int = 0  # 0: as many as `rows`, one for one
+    back: Callable[[F32], F32] | None = None
+
+    @property
+    def source_rows(self) -> int:
+        """Rows of the source that the piece is made of."""
+        return self.read or self.rows
+
+    @property
+    def moves_rows_only(self) -> bool:
+        """Whether each row of the piece has the columns of a source row, so that it can be tuned and weighted there."""
+        return not self.read and self.back is None
 
 
 @dataclass(frozen=True)
@@ -56,10 +74,11 @@ Config = Mapping[str, Any]
 
 
 class Transform(NamedTuple):
-    """A pure function on float32 rows and the number of rows that it must be given at a time."""
+    """A pure function on float32 rows and the number of rows that it must be given at a time; `back` as in `Piece`."""
 
     function: Callable[[F32], F32]
     granule: int = 1
+    back: Callable[[F32], F32] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +87,14 @@ class Rule:
 
     Source names are written without the prefixes that `Architecture.prefixes` strips. A source with `{e}` names one
     matrix an expert and gives one stack [experts, rows, columns]. Several rules with the same destination are
-    alternatives: the first whose source exists counts.
+    alternatives: the first whose source exists counts. Several sources of one shape are put one below the other.
+
+    `runs` takes rows (elements of a vector) in another order, or some of them, as consecutive pieces: so a fused matrix
+    is regrouped. `makes` names the output's shape where it is not the source's: with `via`, which then maps each run
+    (or the whole source, or each matrix of a stack) at once; without, the same elements in another shape.
     """
 
-    source: str
+    source: str | tuple[str, ...]
     to: str
     shape: str  # the source's shape as names from `SIZES`, row-major: "q embd"; `{e}` sources: of one expert
     via: Callable[[Config], Transform] | None = None
@@ -79,6 +102,9 @@ class Rule:
     optional: bool = False
     part: tuple[int, int] = (0, 1)  # the k-th of n equal runs of rows of each matrix
     trim: bool = False  # rows beyond the shape's first size are left out instead of refused
+    where: Callable[[Config, int], bool] | None = None  # the blocks that have it; None: all
+    runs: Callable[[Config], Iterable[tuple[int, int]]] | None = None  # (first row, rows) in the output's order
+    makes: str = ""
 
 
 Reader = Callable[[Config], Field | None]
@@ -115,3 +141,6 @@ class Architecture:
     rope_types: tuple[str, ...] = ("default", "linear", "dynamic", "yarn")  # the others would be ignored silently
     drops: tuple[Drop, ...] = ()  # besides those of every model
     prefixes: tuple[str, ...] = ("model.", "language_model.", "text_model.")
+    sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)  # words of shapes besides `SIZES`
+    blocks: Callable[[Config], int] | None = None  # `{i}` counts to it; None: the config's number of layers
+    untunable: str = ""  # why the tuner cannot run it, if it cannot

@@ -46,6 +46,9 @@ def destinations(outputs: Iterable[Output]) -> dict[str, tuple[Destination, ...]
         done = 0  # rows of the output
         for piece in output.pieces:
             first = piece.first
+            if not piece.moves_rows_only:  # its columns are others
+                done += piece.rows
+                continue
             while first < piece.first + piece.rows:
                 rows = min(piece.first + piece.rows - first, height - done % height)
                 found.setdefault(piece.source.name, []).append(

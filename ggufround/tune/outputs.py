@@ -34,7 +34,8 @@ class _Run:
     """Rows [first, first + rows) of a checkpoint tensor, all in one output.
 
     Row `first + g * len(place) + j` lies in the output's row `start + g * len(place) + place[j]`, increased by `shift`.
-    A vector is one row, and `place` tells of its elements.
+    A vector is one row, and `place` tells of its elements. Where the piece has a `back`, that makes the rows of the
+    output's `made` rows instead.
     """
 
     output: str
@@ -43,13 +44,16 @@ class _Run:
     start: int
     place: I64
     shift: np.float32
+    made: int = 0
+    back: Callable[[F32], F32] | None = None
 
 
 def output_weights(outputs: Sequence[Output], read_rows: ReadOutput) -> tuple[ReadTensor, ReadRows]:
     """Readers of the checkpoint tensors that `outputs` are made of, by checkpoint name, each into a new tensor.
 
     Rows that no output takes (those beyond the vocabulary) are zero. Raises UnsupportedError for a
-    transform that is more than a permutation of rows and a constant, and the readers for a name that no output has.
+    transform that is more than a permutation of rows and a constant and has no `back`, and the readers for a name that
+    no output has.
     """
     held: dict[str, tuple[TensorRef, list[_Run]]] = {}
     for output in outputs:
@@ -80,6 +84,9 @@ def _is_vector(ref: TensorRef) -> bool:
 
 
 def _run(output: str, start: int, piece: Piece) -> _Run:
+    if piece.back is not None:
+        none = np.empty(0, np.int64)
+        return _Run(output, piece.first, piece.source_rows, start, none, np.float32(0), piece.rows, piece.back)
     place, shift = _inverse(piece)
     return _Run(output, piece.first, piece.rows, start, place, shift)
 
@@ -90,6 +97,8 @@ def _inverse(piece: Piece) -> tuple[I64, np.float32]:
     size = piece.source.columns if vector else piece.granule
     if piece.via is None:
         return np.arange(1 if not vector else size), np.float32(0)
+    if piece.read:
+        raise UnsupportedError(f"{piece.source.name} goes into the GGUF file in a way that is not undone yet")
     columns = 1 if vector else min(piece.source.columns, PROBED)
     probe = np.arange(size * columns, dtype=np.float32).reshape(size, columns)
     assert probe.size < 1 << 24, "float32 does not count so far"
@@ -111,7 +120,11 @@ def _gathered(runs: Sequence[_Run], ref: TensorRef, numbers: I64, read_rows: Rea
     for run in runs:
         a, b = (int(k) for k in np.searchsorted(numbers, (run.first, run.first + run.rows)))
         part = out[a:b]
-        if _is_vector(ref):
+        if run.back is not None:
+            if a < b:
+                rows = run.back(read_rows(run.output, run.start, run.made))
+                part += rows.reshape(run.rows, -1)[numbers[a:b] - run.first]
+        elif _is_vector(ref):
             if a < b:
                 part[:] = read_rows(run.output, run.start, 1).reshape(1, -1)[:, run.place]
         else:

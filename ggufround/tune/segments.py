@@ -47,7 +47,8 @@ def segments(places: Mapping[str, tuple[Place, ...]], outputs: Sequence[Output])
         if len(output.shape) > 1:
             start = 0
             for piece in output.pieces:
-                takers.setdefault(piece.source.name, []).append((output, start, piece))
+                if piece.moves_rows_only:
+                    takers.setdefault(piece.source.name, []).append((output, start, piece))
                 start += piece.rows
     return tuple(
         segment

@@ -1,0 +1,5 @@
+"""Tiny models, a family or a few a file; each has its `CASES`."""
+
+from tiny_cases import first
+
+MODULES = (first,)
