@@ -22,7 +22,7 @@ from ggufround.carrying import AS_SOURCE, as_source, carries, check_tunable, rem
 from ggufround.checkpoint import open_checkpoint
 from ggufround.checkpoint.reading import check_readable
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
-from ggufround.errors import InputError, UsageError
+from ggufround.errors import InputError, UnsupportedError, UsageError
 from ggufround.gguf_file import Field, Kind, array, string, u32
 from ggufround.quants.importance import Importance, read_imatrix
 from ggufround.quants.mixes import (
@@ -128,7 +128,7 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
     asked = () if options.types is None else _mixes(options.types)
     checkpoint = source or open_checkpoint(str(model))
     importance = read_imatrix(options.imatrix) if options.imatrix else None
-    outputs, dropped, metadata, notes = _contents(checkpoint, options)
+    outputs, dropped, metadata, notes = _contents(checkpoint, options, calibrated)
     outputs = tuple(sorted(outputs, key=_reading_order))
     if importance is not None:
         importance = importance.fitted({o.name: (_experts(o), o.shape[-1]) for o in outputs})
@@ -205,12 +205,17 @@ def _default_mix(outputs: tuple[Output, ...], overrides: Overrides) -> Mix:
 
 
 def _contents(
-    checkpoint: Checkpoint, options: Options
+    checkpoint: Checkpoint, options: Options, tuned: bool
 ) -> tuple[tuple[Output, ...], tuple[tuple[str, str], ...], dict[str, Field], tuple[str, ...]]:
     """Outputs, dropped tensors, metadata and notes of any source."""
     if checkpoint.is_gguf:
         return _gguf_contents(checkpoint)
     architecture = arch.find_architecture(checkpoint.config, options.arch)
+    if tuned and architecture.untunable:
+        raise UnsupportedError(
+            f"{architecture.name} cannot be tuned or calibrated: {architecture.untunable}; choose --recipe opt-rtn, with "
+            f"--imatrix if you have one"
+        )
     layout = arch.outputs(architecture, checkpoint)
     rows = next((o.shape[0] for o in layout.outputs if o.name == "token_embd.weight"), None)
     vocab = load_vocab(checkpoint, architecture.tokenizers, options.pre, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ggufround.arch import find_architecture
 from tiny_cases import MODULES
 from tiny_parts import EMBD as EMBD
 from tiny_parts import FF as FF
@@ -20,6 +21,7 @@ from tiny_parts import weights as weights
 from tiny_parts import write as write
 
 CASES = {case.name: case for module in MODULES for case in module.CASES}
+TUNABLE = sorted(name for name, case in CASES.items() if not find_architecture(case.config).untunable)
 
 
 def wide() -> Tiny:

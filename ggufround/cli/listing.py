@@ -59,8 +59,8 @@ def _recipes() -> tuple[tuple[str, ...], Rows]:
 
 
 def _architectures() -> tuple[tuple[str, ...], Rows]:
-    rows = [(name, a.name) for name, a in sorted(ARCHITECTURES.items())]
-    return ("Hugging Face class", "GGUF architecture"), rows
+    rows = [(name, a.name, f"no: {a.untunable}" if a.untunable else "yes") for name, a in sorted(ARCHITECTURES.items())]
+    return ("Hugging Face class", "GGUF architecture", "tuned"), rows
 
 
 def _devices() -> tuple[tuple[str, ...], Rows]:

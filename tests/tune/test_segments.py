@@ -26,7 +26,7 @@ from ggufround.tune.skeleton import Place, Skeleton  # noqa: E402
 from ggufround.tune.weights import source_weights  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
-NAMES = sorted(tiny_models.CASES)
+NAMES = tiny_models.TUNABLE
 I64 = NDArray[np.int64]
 
 

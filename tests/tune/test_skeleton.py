@@ -27,7 +27,7 @@ from ggufround.tune.skeleton import Skeleton  # noqa: E402
 from ggufround.tune.weights import source_weights  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
-NAMES = sorted(tiny_models.CASES)
+NAMES = tiny_models.TUNABLE
 BATCH, LONG, SHORT = 3, 280, 20  # longer than every sliding window of the tiny models
 SLABS = ((0, 100), (100, 219), (219, tiny_models.VOCAB))
 
