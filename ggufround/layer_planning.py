@@ -35,7 +35,10 @@ BLOCK = re.compile(r"^(.*?\b(?:layers|blocks|block|h))\.(\d+)\.")
 DIVISOR = 32  # of both sizes of a layer
 NOT_LINEAR = ("*norm*", "*embed*", "*conv*", "*rotary*", "*bias_table*", "*.wpe.*", "*.wte.*")
 ROUTERS = ("*.gate.weight", "*router*", "*shared_expert_gate*", "*gate_inp*", "*.wg.weight")
-TOWERS = ("visual.*", "*vision*", "*image*", "*audio*", "*multi_modal_projector*", "*mm_projector*", "*connector*")
+TOWERS = (
+    "visual.*", "*.visual.*", "*vision*", "*image*", "*audio*", "*multi_modal_projector*", "*mm_projector*",
+    "*connector*",
+)  # fmt: skip
 TRANSPOSED = ("gpt2", "imagegpt", "openai-gpt", "decision_transformer")  # Conv1D: [in, out]
 HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 FUSED = (  # layers that runtimes run as one, and so with one global scale
@@ -154,7 +157,15 @@ def _layers(checkpoint: Checkpoint, options: CheckpointOptions) -> tuple[Layers,
         )
     if odd:
         notes.append(f"{len(odd)} layers stay in 16 bits, since {DIVISOR} does not divide them (first: {odd[0]})")
-    return Layers(options.scheme, quantised, tuple(kept), next(iter(blocks), ""), head), tuple(notes)
+    layers = Layers(options.scheme, quantised, tuple(kept), next(iter(blocks), ""), head, _towers(checkpoint))
+    return layers, tuple(notes)
+
+
+def _towers(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The parts of names by which layers are known to be of a tower: "visual", "vision_tower"."""
+    named = (ref.name for ref in _weights(checkpoint) if any(fnmatchcase(ref.name, t) for t in TOWERS))
+    parts = (next((p for p in name.split(".") if any(fnmatchcase(f"{p}.", t) for t in TOWERS)), "") for name in named)
+    return tuple(sorted({part for part in parts if part}))
 
 
 def matches(pattern: str, module: str) -> bool:

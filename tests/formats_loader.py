@@ -11,6 +11,7 @@ float32 as far as the reader lets one; activations are not rounded, for it is th
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -38,9 +39,11 @@ def with_torch(open_model: Callable[[str], Any]) -> Callable[[str, I64], Any]:
 
 def pretrained(folder: str, **more: Any) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more)
+    sees = "vision_config" in json.loads((Path(folder) / "config.json").read_text())
+    classes: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return classes.from_pretrained(folder, dtype=torch.float32, **more)
 
 
 def transformers(folder: str) -> Any:

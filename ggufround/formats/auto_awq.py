@@ -23,7 +23,7 @@ def config(layers: Layers) -> dict[str, Any]:
         "bits": scheme.bits,
         "group_size": scheme.group,
         "zero_point": not scheme.symmetric,
-        "modules_to_not_convert": [*head, *layers.kept],
+        "modules_to_not_convert": [*head, *layers.kept, *layers.towers],
         **({"dynamic": {f"-:^{re.escape(name)}$": {} for name in layers.kept}} if layers.kept else {}),  # GPTQModel's
         "provider": "ggufround",
     }

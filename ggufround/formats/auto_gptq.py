@@ -39,6 +39,7 @@ def config(layers: Layers) -> dict[str, Any]:
     if layers.head in layers.quantised:  # outside the blocks; auto-round's reader wants it said in so many words
         dynamic[f"+:^{re.escape(layers.head)}$"] = _rule(layers.quantised[layers.head])
     dynamic |= {f"-:^{re.escape(name)}$": {} for name in layers.kept}
+    dynamic |= {f"-:.*{re.escape(tower)}.*": {} for tower in layers.towers}
     return {
         "quant_method": "gptq",
         "checkpoint_format": "gptq" if scheme.symmetric else "gptq_v2",

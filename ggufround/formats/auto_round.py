@@ -67,7 +67,7 @@ def _tiles(layers: Layers) -> dict[str, Any]:
         "fmt": "e4m3",
         "activation_scheme": "dynamic",
         "weight_block_size": [layers.scheme.tall, layers.scheme.group],
-        "modules_to_not_convert": [*head, *layers.kept],
+        "modules_to_not_convert": [*head, *layers.kept, *(f".*{tower}" for tower in layers.towers)],
         "provider": "ggufround",
     }
 

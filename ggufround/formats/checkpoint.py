@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from ggufround.arch.spec import Output
 from ggufround.errors import UsageError
+from ggufround.formats.loaded_names import loaded_name
 from ggufround.formats.partial import Buffer, PartialFiles, put, remove, sync_folder
 from ggufround.formats.spec import ACTIVE, GLOBAL_SCALE, ITEM, Format, Member, Store
 from ggufround.formats.table import checkpoint_format
@@ -210,8 +212,8 @@ def _small_files(
     plan: Plan, target: Target, given: Format, index: Mapping[str, str] | None, total: int
 ) -> dict[str, bytes]:
     """The model's own, as they are, but for config.json, which says how the weights are stored."""
-    layers = target.layers
-    assert layers is not None
+    assert target.layers is not None
+    layers = target.layers.renamed(partial(loaded_name, plan.checkpoint.config)) if given.loaded else target.layers
     quantization = given.config(layers)
     small = {
         name: path.read_bytes()

@@ -68,7 +68,7 @@ def config(layers: Layers) -> dict[str, Any]:
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": [*head, *layers.kept],
+        "ignore": [*head, *layers.kept, *(f"re:.*{tower}.*" for tower in layers.towers)],
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
         "provider": "ggufround",

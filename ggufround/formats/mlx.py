@@ -63,5 +63,12 @@ def entry(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FORMAT = Format(
-    "mlx", "mlx-lm, mlx-vlm", refusal, store, config, keys=("quantization", "quantization_config"), entry=entry
+    "mlx",
+    "mlx-lm, mlx-vlm",
+    refusal,
+    store,
+    config,
+    keys=("quantization", "quantization_config"),
+    entry=entry,
+    loaded=False,
 )

@@ -121,3 +121,4 @@ class Format:
     keys: tuple[str, ...] = ("quantization_config",)  # of config.json
     entry: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}  # what else config.json gets
     more: Mapping[str, Callable[[Layers], dict[str, Any]]] = field(default_factory=dict)  # further JSON files
+    loaded: bool = True  # layers are called as transformers calls them, not as the checkpoint does

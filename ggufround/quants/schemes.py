@@ -7,7 +7,7 @@ have groups of their own, and most of them round activations too (MXFP4A16 and N
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -64,6 +64,15 @@ class Layers:
     kept: tuple[str, ...]  # linear, but kept in 16 bits
     blocks: str  # what the names of all blocks begin with: "model.layers"
     head: str = "lm_head"
+    towers: tuple[str, ...] = ()  # parts of names ("visual") of what sees or hears, all of which is kept
+
+    def renamed(self, name: Callable[[str], str]) -> Layers:
+        """With other names of modules."""
+        quantised = {name(module): scheme for module, scheme in self.quantised.items()}
+        block = next((name(module) for module in self.quantised if module.startswith(f"{self.blocks}.")), "")
+        found = re.match(r"(.*?)\.\d+\.", block)
+        blocks = found[1] if found else self.blocks
+        return replace(self, quantised=quantised, kept=tuple(map(name, self.kept)), blocks=blocks, head=name(self.head))
 
     @property
     def others(self) -> dict[str, Scheme]:

@@ -27,6 +27,9 @@ LEFT_OUT = (
 def build(checkpoint: Checkpoint) -> PreTrainedModel:
     """The causal language model (of a composite model: its text part) in evaluation mode, all on the meta device.
 
+    Where transformers has the text part within the composite model only (Qwen2-VL), that one is built, and what sees or
+    hears is taken out of it.
+
     Raises MissingExtraError without transformers, UnsupportedError for a .gguf and for what transformers has no code
     of its own for, InputError for a config that it refuses. Downloads nothing and runs nothing of the model's.
     """
@@ -36,16 +39,20 @@ def build(checkpoint: Checkpoint) -> PreTrainedModel:
             f"the model; give the checkpoint that it was made from, or choose --recipe opt-rtn"
         )
     require_extra()
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
 
     stated = _cleaned(checkpoint.config)
     kind = stated.pop("model_type", None)
     if kind == "mistral" and "layer_types" in stated:
         kind = "ministral"  # as AutoConfig.from_pretrained has it: full and sliding attention alternate
     try:
-        config = AutoConfig.for_model(str(kind), **stated).get_text_config()
+        whole = AutoConfig.for_model(str(kind), **stated)
+        config = whole.get_text_config()
     except Exception as error:
         if not _knows(kind):
             raise UnsupportedError(
@@ -53,23 +60,38 @@ def build(checkpoint: Checkpoint) -> PreTrainedModel:
                 f"comes with a model is never run); choose --recipe opt-rtn, or a newer transformers"
             ) from error
         raise InputError(f"{checkpoint.source}: transformers refuses config.json: {error}") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    composite = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    if composite and type(whole) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise UnsupportedError(
             f"{checkpoint.source}: transformers has no causal language model for {config.model_type}"
         )
     _check_size(config, checkpoint)
-    network: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    classes: Any = AutoModelForCausalLM
+    network: Any = (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(whole)] if composite else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    )
+    classes: Any = AutoModelForImageTextToText if composite else AutoModelForCausalLM
     attention = register() if network._supports_sdpa else "eager"  # Gemma 2 caps its scores, which sdpa cannot
     try:
         with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
             model = classes.from_config(
-                config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
-            )
+                whole if composite else config,
+                dtype=torch.float32, attn_implementation=attention, trust_remote_code=False,
+            )  # fmt: skip
     except Exception as error:
         raise InputError(f"{checkpoint.source}: transformers cannot build the model of config.json: {error}") from error
+    if composite:
+        _without_towers(model)
     built: PreTrainedModel = model.eval().requires_grad_(False)
     return built
+
+
+def _without_towers(model: Any) -> None:
+    """Leaves the language model alone of what a composite model consists of: no text reaches the rest."""
+    text = model.get_decoder()
+    for parent in (model, model.base_model):
+        for name, part in list(parent.named_children()):
+            if part is not model.get_output_embeddings() and not any(m is text for m in part.modules()):
+                setattr(parent, name, torch.nn.Identity())
 
 
 def _cleaned(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +146,7 @@ def fill_buffers(model: PreTrainedModel, modules: Iterable[torch.nn.Module], dev
 
 def find_layers(model: PreTrainedModel) -> tuple[str, list[torch.nn.Module]]:
     """The decoder blocks and the name of their list. Raises UnsupportedError unless there is exactly one such list."""
-    count = model.config.num_hidden_layers
+    count = model.config.get_text_config().num_hidden_layers
     found = {
         name: list(module)
         for name, module in model.named_modules()
@@ -140,15 +162,16 @@ def find_layers(model: PreTrainedModel) -> tuple[str, list[torch.nn.Module]]:
 
 def find_ends(model: PreTrainedModel) -> tuple[torch.nn.Embedding, torch.nn.Linear]:
     """The token embedding and the output matrix. Raises UnsupportedError where they are something else."""
+    hidden = model.config.get_text_config().hidden_size
     embedding, head = model.get_input_embeddings(), cast(Any, model).get_output_embeddings()
     if (
         not isinstance(embedding, torch.nn.Embedding)
         or not isinstance(head, torch.nn.Linear)
         or getattr(head, "bias", None) is not None
-        or not model.config.hidden_size == embedding.embedding_dim == head.in_features
+        or not hidden == embedding.embedding_dim == head.in_features
     ):
         raise UnsupportedError(
-            f"{type(model).__name__} has no plain embedding and output matrix of {model.config.hidden_size} columns, "
+            f"{type(model).__name__} has no plain embedding and output matrix of {hidden} columns, "
             f"so it cannot be tuned; choose --recipe opt-rtn"
         )
     return embedding, head

@@ -49,8 +49,9 @@ class Skeleton:
         self.device = torch.device(device)
         self._model = build(checkpoint)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()}
-        self.hidden = int(self._model.config.hidden_size)
-        self.heads = int(getattr(self._model.config, "num_attention_heads", 0))
+        self._config = self._model.config.get_text_config()
+        self.hidden = int(self._config.hidden_size)
+        self.heads = int(getattr(self._config, "num_attention_heads", 0))
         self._layers_name, self._layers = find_layers(self._model)
         self.blocks = len(self._layers)
         self._embedding, self._head = find_ends(self._model)
@@ -111,7 +112,7 @@ class Skeleton:
         Reads one checkpoint tensor at a time, except where transformers' conversion needs several at once.
         """
         with torch.inference_mode(False), torch.no_grad():
-            block = copy.deepcopy(self._layers[i], {id(self._model.config): self._model.config})
+            block = copy.deepcopy(self._layers[i], {id(self._config): self._config})
             fill_buffers(self._model, block.modules(), self.device)
             for filling, places in zip(self._fillings[i], self._block_places(i), strict=True):
                 self._fill(block, f"{self._layers_name}.{i}.", filling, places, read, dtype)
