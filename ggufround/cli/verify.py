@@ -11,17 +11,20 @@ import typer
 from ggufround.cli import show
 from ggufround.cli.values import Json, Threads
 from ggufround.evaluate.file_check import verify
+from ggufround.evaluate.folder_check import verify_folder
 from ggufround.preflight import cores
 
 
 def verify_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gguf; of a split one, any part.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .gguf (of a split one, any part), or a checkpoint's folder.")
+    ],
     source: Annotated[str | None, typer.Option("--source", metavar="MODEL", help="The model it was made from.")] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Check a GGUF file: structure, digest, finite values; with --source the error of every tensor."""
-    result = verify(file, source, threads or cores())
+    """Check what was written: structure, digest, finite values; with --source the error of every tensor."""
+    result = (verify_folder if file.is_dir() else verify)(file, source, threads or cores())
     if json:
         show.dump(asdict(result) | {"errors": [e._asdict() for e in result.errors], "sound": result.sound})
     else:
