@@ -21,11 +21,12 @@ from torch import nn
 
 from ggufround.checkpoint.reading import Reader
 from ggufround.planning import Plan, Target
+from ggufround.quants.squares import Squares, importance_from, largest_inputs, lending, unreached
 from ggufround.tune import device as devices
 from ggufround.tune.activations import Activations, runs
 from ggufround.tune.blocks import Losses, Pair, Scene, Unit, fixed_columns, micro_batch, tune_block
 from ggufround.tune.curvature import Curvature, check_finite, measure
-from ggufround.tune.importance import Squares, collecting, destinations, importance_from, largest_inputs, unreached
+from ggufround.tune.importance import collecting, destinations
 from ggufround.tune.latents import Latents
 from ggufround.tune.metric import Metric
 from ggufround.tune.outputs import ReadOutput, output_weights
@@ -112,7 +113,7 @@ class Driver:
                 found = self._advance(i, module, chains.full)
                 if anchors:
                     self._through(i, module, anchors.full)
-                importance = importance_from(found).entries
+                importance = importance_from(lending(found)).entries
                 largest = largest_inputs(found)
                 self.squares |= found
                 if not finished(names):

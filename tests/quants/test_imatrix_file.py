@@ -17,7 +17,7 @@ from ggufround.gguf_file import Kind, array, string, u32
 from ggufround.gguf_read import read_gguf
 from ggufround.quants.imatrix_file import write_imatrix
 from ggufround.quants.importance import read_imatrix
-from ggufround.quants.squares import Squares, importance_from, largest_inputs, unreached
+from ggufround.quants.squares import LENT, Squares, importance_from, largest_inputs, lending, unreached
 
 RNG = np.random.default_rng(5)
 Q, UP = "blk.0.attn_q.weight", "blk.10.ffn_up_exps.weight"
@@ -151,13 +151,13 @@ def test_a_note_names_the_experts_that_no_token_reached() -> None:
     assert unreached({Q: SEEN[Q]}) is None
     one = unreached(SEEN)
     assert one is not None
-    assert one.startswith("no token reached 1 expert, which is rounded as if all inputs mattered alike (block 10: 1);")
+    assert one.startswith("no token reached 1 expert, of which nothing was measured (block 10: 1);")
     counts = np.array([0, 0, 0, 5, 0, 7, 0, 0])
     stack = Squares(np.zeros((8, 4)), counts)
     many = {f"blk.{i}.ffn_{kind}_exps.weight": stack for i in range(12) for kind in ("up", "down")}
     line = unreached(many)
     assert line is not None
-    assert "no token reached 72 experts, which are" in line
+    assert "no token reached 72 experts, of which" in line
     assert "(block 0: 0-2, 4, 6-7; block 1: 0-2, 4, 6-7;" in line
     assert "block 7: 0-2, 4, 6-7; ...)" in line
     assert "\n" not in line
@@ -174,7 +174,23 @@ def test_experts_that_are_tensors_of_their_own_are_named_as_well() -> None:
     }
     line = unreached(seen)
     assert line is not None
-    assert "no token reached 1 expert, which is rounded as if all inputs mattered alike (block 4: 1);" in line
+    assert "no token reached 1 expert, of which nothing was measured (block 4: 1);" in line
     largest = largest_inputs(seen)
     assert [largest[f"model.layers.4.mlp.experts.{e}.up_proj.weight"] for e in peaks] == [2, 5, 5]
     assert largest_inputs({Q: Squares(np.zeros((1, 4)), np.array([3]), np.zeros(1))}) == {Q: 1}
+
+
+def test_an_expert_that_saw_few_tokens_borrows_from_the_others_what_reads_the_blocks_input() -> None:
+    sums, counts = np.array([[0.0, 0.0], [30.0, 10.0], [300.0, 100.0]]), np.array([0, 10, 90])
+    stack, apart = "blk.1.ffn_up_exps.weight", "model.layers.1.mlp.experts.{}.up_proj.weight"
+    down = "blk.1.ffn_down_exps.weight"
+    seen = {stack: Squares(sums, counts), down: Squares(sums, counts)}
+    seen |= {apart.format(e): Squares(sums[e : e + 1], counts[e : e + 1]) for e in range(3)}
+    found = importance_from(lending(seen)).entries
+    pooled = sums.sum(0) / 100
+    expected = (sums + LENT * pooled) / (counts + LENT)[:, None]
+    np.testing.assert_allclose(found[stack], expected, rtol=1e-6)
+    np.testing.assert_allclose(np.concatenate([found[apart.format(e)] for e in range(3)]), expected, rtol=1e-6)
+    np.testing.assert_array_equal(found[down], importance_from(seen).entries[down])
+    nothing = {stack: Squares(0 * sums, 0 * counts)}
+    np.testing.assert_array_equal(importance_from(lending(nothing)).entries[stack], np.ones((3, 2)))

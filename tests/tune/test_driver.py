@@ -22,6 +22,7 @@ from ggufround.errors import InputError, UnsupportedError, UsageError, WeightErr
 from ggufround.gguf_read import read_gguf
 from ggufround.planning import build
 from ggufround.quants.imatrix_file import write_imatrix
+from ggufround.quants.squares import lending
 from ggufround.recipes import RECIPES
 from tiny import write_checkpoint
 
@@ -191,7 +192,7 @@ def test_calibrated_rounding_is_that_of_an_imatrix_of_the_same_tokens(
     checkpoint = open_checkpoint(model)
     ids = load_calibration(texts, checkpoint, tiny_models.VOCAB).ids
     found = collect_importance(Skeleton(checkpoint), matrices_of(checkpoint), ids)
-    write_imatrix(tmp_path / "imatrix.gguf", found.squares, ["x"], *ids.shape, {})
+    write_imatrix(tmp_path / "imatrix.gguf", lending(found.squares), ["x"], *ids.shape, {})  # experts lend each other
     convert(model, tmp_path / "a.gguf", options=Options(types=(kind,), imatrix=tmp_path / "imatrix.gguf"))
     tune(model, tmp_path / "b.gguf", kind, "opt-rtn", texts)
     convert(model, tmp_path / "plain.gguf", type=kind)
