@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+
+from tiny_cases.first import gemma_like
 from tiny_parts import EMBD, Shapes, Tiny, config, llama_like
 
 WIDTH, WIDE, TOWER_HEADS, DEPTH = 64, 96, 4, 3
@@ -66,7 +69,7 @@ def preprocessor(**further: Any) -> dict[str, str]:
 
 
 def composite(class_name: str, model_type: str, text: dict[str, Any], vision: dict[str, Any], **further: Any) -> Any:
-    inner = {key: value for key, value in text.items() if key != "architectures"}
+    inner = {key: value for key, value in text.items() if value != [""]}  # no class of its own
     return {
         "architectures": [class_name], "model_type": model_type, "text_config": inner, "vision_config": vision,
         "torch_dtype": "bfloat16", **further,
@@ -83,7 +86,24 @@ LLAVA_MLP = dict(linear("multi_modal_projector.linear_1", EMBD, WIDTH)) | dict(
 )
 SIZES = {"size": {"shortest_edge": IMAGE}, "crop_size": {"height": IMAGE, "width": IMAGE}}
 
-CASES = (
+
+GEMMA_TEXT = {
+    "hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 64, "query_pre_attn_scalar": 64,
+    "sliding_window": 512, "num_hidden_layers": 7, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+    "sliding_window_pattern": 6,
+}  # fmt: skip
+
+
+def small_norms(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Gemma's norms are stored less one, those of its tower are not."""
+    if not name.startswith("vision_tower") or not name.endswith(("norm1.weight", "norm2.weight", "layernorm.weight")):
+        return None
+    return 1 + np.random.default_rng(len(name)).standard_normal(shape) / 3
+
+
+# llama.cpp looks them up.
+IDEFICS_TOKENS = ("<fake_token_around_image>", "<global-img>", "\n\n")
+CASES: tuple[Tiny, ...] = (
     Tiny(
         "llava",
         composite(
@@ -96,5 +116,45 @@ CASES = (
         | dict(clip_tower("vision_tower.vision_model."))
         | LLAVA_MLP,
         files=preprocessor(**SIZES), proof="vision", loads=False,
+    ),
+    Tiny(
+        "gemma3-vision",
+        composite(
+            "Gemma3ForConditionalGeneration", "gemma3",
+            config("", "gemma3_text", **GEMMA_TEXT), tower_config("siglip_vision_model", image_size=56, vision_use_head=False),
+            image_token_index=IMAGE_TOKEN, mm_tokens_per_image=4, boi_token_index=4, eoi_token_index=5,
+        ),
+        gemma_like(64, 7, True, "language_model.model.")
+        | dict(clip_tower("vision_tower.vision_model.", siglip=True, image=56))
+        | {"multi_modal_projector.mm_input_projection_weight": (WIDTH, EMBD),
+           "multi_modal_projector.mm_soft_emb_norm.weight": (WIDTH,)},
+        files=preprocessor(size={"height": 56, "width": 56}, image_seq_length=4),
+        zero_norms=True, proof="vision", loads=False, mmproj=True, special=small_norms,
+    ),
+    Tiny(
+        "smolvlm",
+        composite(
+            "SmolVLMForConditionalGeneration", "smolvlm",
+            config("VLlama3ForCausalLM", "llama", rope_theta=10000.0), tower_config("smolvlm_vision", image_size=56, patch_size=14,
+                                                                   max_image_size={"longest_edge": 56}),
+            image_token_id=IMAGE_TOKEN, scale_factor=2, pad_token_id=0, tie_word_embeddings=False,
+        ),
+        llama_like(prefix="model.text_model.")
+        | dict(clip_tower("model.vision_model.", siglip=True, image=56, patch=14))
+        | {"model.connector.modality_projection.proj.weight": (EMBD, 4 * WIDTH)},
+        files=preprocessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56}), tokens=IDEFICS_TOKENS,
+        proof="vision", loads=False, mmproj=True,
+    ),
+    Tiny(
+        "idefics3",
+        composite(
+            "Idefics3ForConditionalGeneration", "idefics3",
+            config("LlamaForCausalLM", "llama", rope_theta=10000.0), tower_config("idefics3_vision", image_size=56, patch_size=14),
+            image_token_id=IMAGE_TOKEN, scale_factor=2, pad_token_id=0, tie_word_embeddings=False,
+        ),
+        llama_like(prefix="model.text_model.")
+        | dict(clip_tower("model.vision_model.", siglip=True, image=56, patch=14))
+        | {"model.connector.modality_projection.proj.weight": (EMBD, 4 * WIDTH)},
+        files=preprocessor(size={"longest_edge": 56}), tokens=IDEFICS_TOKENS, proof="vision", loads=False, mmproj=True,
     ),
 )  # fmt: skip

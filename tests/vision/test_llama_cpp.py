@@ -20,23 +20,22 @@ import tiny_models
 from ggufround import convert
 from ggufround.gguf_read import GGUFHeader, read_gguf
 from llama_cpp import seen
+from tiny_cases.vision import IMAGE_TOKEN
 from pictures import normalised, picture, png
 
 pytestmark = [pytest.mark.peer, pytest.mark.torch]
-TOLERANCE = 0.005  # of the log-probabilities' standard deviation
+TOLERANCE = 0.002  # of the log-probabilities' standard deviation
 VOCAB = tiny_models.VOCAB
 BEFORE, AFTER = "the rate", " of it"
 SEEDS = (1, 2)
 
 
 class Sight(NamedTuple):
-    """How a family looks at a picture: its size, the tokens it becomes, what llama.cpp writes around it, and what
-    transformers' model wants beside `pixel_values`."""
+    """How a family looks at a picture: its size, what llama.cpp makes of it (texts, and numbers of embeddings), and
+    what transformers' model wants of it."""
 
     size: tuple[int, int]  # width, height
-    tokens: int
-    begin: str = ""
-    end: str = ""
+    layout: tuple[str | int, ...]
     inputs: Callable[[Any, NDArray[np.float32], list[int]], dict[str, Any]] = lambda torch, pixels, ids: {
         "pixel_values": torch.from_numpy(pixels)[None]
     }
@@ -57,8 +56,22 @@ def class_token_last(torch: Any, network: Any) -> None:
     embeddings.forward = forward
 
 
+def with_types(torch: Any, pixels: NDArray[np.float32], ids: list[int]) -> dict[str, Any]:
+    """Gemma 3 lets the tokens of a picture attend to one another, as llama.cpp's batch of them does."""
+    kinds = torch.tensor([[int(i == IMAGE_TOKEN) for i in ids]])
+    return {"pixel_values": torch.from_numpy(pixels)[None], "token_type_ids": kinds}
+
+
+def tiles(torch: Any, pixels: NDArray[np.float32], ids: list[int]) -> dict[str, Any]:
+    """Idefics 3: an overview and the only tile, both the picture itself. [batch, tiles, 3, height, width]"""
+    return {"pixel_values": torch.from_numpy(np.stack([pixels, pixels])[None])}
+
+
+FAKE = "<fake_token_around_image>"
 SIGHTS: dict[str, Sight] = {
-    "llava": Sight((28, 28), 16, change=class_token_last),
+    "llava": Sight((28, 28), (16,), change=class_token_last),
+    "gemma3-vision": Sight((56, 56), ("<start_of_image>", 4, "<end_of_image>"), with_types),
+    "idefics3": Sight((56, 56), (f"{FAKE}<row_1_col_1>", 4, "\n\n", FAKE, "<global-img>", 4, FAKE), tiles),
 }
 
 
@@ -74,13 +87,11 @@ def expected(model: Path, case: tiny_models.Tiny, sight: Sight) -> tuple[NDArray
     if sight.change is not None:
         sight.change(torch, network)
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    before, after = (tokenizer.encode(text).ids for text in (BEFORE + sight.begin, sight.end + AFTER))
-    if sight.begin:
-        before = [i for text in (BEFORE, sight.begin) for i in tokenizer.encode(text).ids]
-    if sight.end:
-        after = [i for text in (sight.end, AFTER) for i in tokenizer.encode(text).ids]
-    image = case.config.get("image_token_id", case.config.get("image_token_index"))
-    ids = before + [image] * sight.tokens + after
+    ids = [
+        i
+        for part in (BEFORE, *sight.layout, AFTER)
+        for i in ([IMAGE_TOKEN] * part if isinstance(part, int) else tokenizer.encode(part).ids)
+    ]
     processor = json.loads(case.files["preprocessor_config.json"])
     rows = []
     with torch.inference_mode():
@@ -134,5 +145,20 @@ def test_llama_cpp_sees_what_transformers_sees(name: str, tmp_path: Path) -> Non
     moved = {mistake: distance(row, truth) for mistake, row in zip(mistakes, found[1:], strict=True)}
     good_by = distance(found[0], truth)
     assert good_by < sight.tolerance, moved
-    assert min(moved.values()) > 5 * sight.tolerance, (good_by, moved)
+    assert min(moved.values()) > 3 * sight.tolerance, (good_by, moved)
     assert distance(truth[::-1], truth) > 5 * sight.tolerance  # the two pictures differ
+
+
+# Those whose towers are compared above under another class, or whose pictures llama.cpp resizes otherwise.
+ANSWERED = ("smolvlm",)
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_llama_cpp_answers_differently_to_different_pictures(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    model = tiny_models.write(tiny_models.CASES[name], tmp_path / name)
+    convert(model, tmp_path / "text.gguf", type="f32", mmproj=tmp_path / "mmproj.gguf")
+    pictures = [png(picture(seed, 120, 90)) for seed in SEEDS]
+    found, _ = seen(tmp_path / "text.gguf", [tmp_path / "mmproj.gguf"], (BEFORE, AFTER), pictures, VOCAB)
+    assert np.isfinite(found).all()
+    assert distance(found[0][:1], found[0][1:]) > 3 * TOLERANCE
