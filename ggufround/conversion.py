@@ -35,6 +35,7 @@ from ggufround.journal import Journal
 from ggufround.layer_planning import CheckpointOptions, build_checkpoint
 from ggufround.planning import Options, Plan, build, slabs
 from ggufround.preflight import Run, check_disk, check_paths, check_threads, workers
+from ggufround.projector import build_projector
 from ggufround.resuming import drop_damaged, fingerprint, journal_beside, may_resume
 from ggufround.slab_work import Work, absmax_slab, convert_slab, expert_of, read_weights, workspaces
 from ggufround.tuning_log import TuningLog, log_beside
@@ -76,13 +77,16 @@ def convert(
     progress: Progress | None = None,
     calibration: CalibrationOptions | None = None,
     device: str = "auto",
+    mmproj: str | Path | None = None,
+    mmproj_type: str = "f16",
 ) -> Report:
     """Writes `model` (directory, hub id or .gguf) as the GGUF file `out`; `{type}` in `out` names several types. None:
     q4_k_m, or, where the model is quantised, the types that hold its codes.
 
     `options` replaces `type` and `recipe` where more is to be said; `calibration` says on what a tuned recipe tunes
-    (None: a text that comes with the tool), `device` where. Raises the leaves of GgufroundError; the file
-    `out` appears only when it is complete and checked. The same call after an interruption goes on.
+    (None: a text that comes with the tool), `device` where. `mmproj` is a file for the model's vision part, written in
+    `mmproj_type` (f16, bf16, f32 or q8_0) for llama.cpp to load beside it. Raises the leaves of GgufroundError; the
+    files appear only when they are complete and checked. The same call after an interruption goes on.
     """
     started = time.perf_counter()
     types = None if type is None else tuple(t.strip() for t in type.split(","))
@@ -90,7 +94,11 @@ def convert(
     run = run or Run()
     plan, tuning = plan_all(model, chosen, calibration, device, run, Path(out).parent)
     layouts = lay_out_all(plan, Path(out), run.split_max_size)
-    return carry_out(plan, layouts, run, progress, started, tuning)
+    if mmproj is None:
+        return carry_out(plan, layouts, run, progress, started, tuning)
+    vision, files = projector_beside(plan, chosen, layouts, Path(mmproj), mmproj_type, run)
+    report = carry_out(vision, files, run, progress, started)
+    return together(carry_out(plan, layouts, run, progress, None, tuning), report, "mmproj")
 
 
 def plan_all(
@@ -164,9 +172,37 @@ def gguf_beside(plan: Plan, out: Path) -> Path:
     return out.with_name(out.name.replace("{format}", "gguf").removesuffix(".gguf") + ".gguf")
 
 
-def together(first: Report, second: Report) -> Report:
-    """Two runs, one after the other, as one."""
-    phases = {**first.phases, **{f"gguf {name}": seconds for name, seconds in second.phases.items()}}
+def projector_beside(
+    plan: Plan,
+    options: Options | CheckpointOptions,
+    layouts: tuple[Layout, ...],
+    out: Path,
+    kind: str = "f16",
+    run: Run | None = None,
+) -> tuple[Plan, tuple[Layout, ...]]:
+    """Plan and file of the model's projector, which is made before the text model of `plan`.
+
+    Raises what `build_projector` raises, and for both runs together what could stop the second after the first: paths,
+    disk, memory, unfinished files of other runs.
+    """
+    run = run or Run()
+    if not isinstance(options, Options):
+        raise UsageError("--mmproj is for GGUF: a checkpoint format keeps the vision part in the model")
+    vision = build_projector(plan.checkpoint, kind, options.arch)
+    files = lay_out_all(vision, out)
+    if {f.path.resolve() for layout in layouts for f in layout.files} & {f.path.resolve() for f in files[0].files}:
+        raise UsageError(f"OUT and --mmproj are both {out}; give them two names")
+    for one, its in ((vision, files), (plan, layouts)):
+        check_paths(one, its)
+        workers(one, tuple(slabs(one)), run)
+        may_resume(journal_beside(its), its, fingerprint(one, its), run.fresh)
+    check_disk((*files, *layouts))
+    return vision, files
+
+
+def together(first: Report, second: Report, name: str = "gguf") -> Report:
+    """Two runs, one after the other, as one; `name` is before the phases of the second."""
+    phases = {**first.phases, **{f"{name} {phase}": seconds for phase, seconds in second.phases.items()}}
     return replace(
         first,
         files=first.files + second.files,

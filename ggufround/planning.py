@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def build(model: str | Path, options: Options, source: Checkpoint | None = None)
     checkpoint = source or open_checkpoint(str(model))
     importance = read_imatrix(options.imatrix) if options.imatrix else None
     outputs, dropped, metadata, notes = _contents(checkpoint, options, calibrated)
-    outputs = tuple(sorted(outputs, key=_reading_order))
+    outputs = in_reading_order(outputs)
     if importance is not None:
         importance = importance.fitted({o.name: (_experts(o), o.shape[-1]) for o in outputs})
     facts = _facts(metadata, outputs)
@@ -246,8 +246,12 @@ def _matrices(ref: TensorRef) -> tuple[Piece, ...]:
     return tuple(Piece(ref, first, size) for first in range(0, ref.rows, size))
 
 
-def _reading_order(output: Output) -> tuple[str, int]:
+def in_reading_order(outputs: Iterable[Output]) -> tuple[Output, ...]:
     """Disk order of the first piece, computed values last: the source is read from front to back."""
+    return tuple(sorted(outputs, key=_reading_order))
+
+
+def _reading_order(output: Output) -> tuple[str, int]:
     if not output.pieces:
         return ("\U0010ffff", 0)
     source = output.pieces[0].source
@@ -308,8 +312,8 @@ def _target(
         if t.name == "NVFP4" and n != "token_embd.weight" and n.endswith(".weight")
         and (n in carried or chosen.search != "rtn") and n not in copied
     )  # fmt: skip
-    provenance = _metadata(metadata, mix, options, chosen, importance, checkpoint)
-    return Target(mix, types, choices, provenance, scaled, carried=carried)
+    sources = provenance(metadata, mix, options, chosen, importance, checkpoint)
+    return Target(mix, types, choices, sources, scaled, carried=carried)
 
 
 def _infos(outputs: tuple[Output, ...]) -> list[TensorInfo]:
@@ -340,7 +344,7 @@ def _check_shape(output: Output, kind: QuantType) -> None:
         )
 
 
-def _metadata(
+def provenance(
     metadata: Mapping[str, Field],
     mix: Mix,
     options: Options,
@@ -348,7 +352,7 @@ def _metadata(
     importance: Importance | None,
     checkpoint: Checkpoint,
 ) -> dict[str, Field]:
-
+    """The file's metadata with what it was made from and how."""
     out = dict(metadata)
     out["general.quantization_version"] = u32(QUANTIZATION_VERSION)
     out["general.file_type"] = u32(mix.file_type)

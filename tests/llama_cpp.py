@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +53,12 @@ def log_probs(paths: Sequence[Path], prompts: Sequence[Sequence[int]], vocab: in
     tokens = read_gguf(paths[0]).metadata["tokenizer.ggml.tokens"].value
     letter = next(i for i, token in enumerate(tokens) if token.isascii() and token.isalpha())
     asked = {"paths": [str(p) for p in paths], "prompts": [list(p) for p in prompts], "vocab": vocab, "letter": letter}
+    return _answer(SCRIPT, asked)
+
+
+def _answer(script: str, asked: dict[str, Any]) -> NDArray[np.float64]:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script],
         input=json.dumps(asked),
         capture_output=True,
         text=True,
@@ -62,6 +68,68 @@ def log_probs(paths: Sequence[Path], prompts: Sequence[Sequence[int]], vocab: in
     answer = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     assert answer, f"llama.cpp failed with {done.returncode}: {done.stderr[-2000:]}"
     return np.array(json.loads(answer[0][6:]), np.float64)
+
+
+SEE = """
+import json, sys
+import xllamacpp
+asked = json.loads(sys.stdin.read())
+answers = []
+for mmproj in asked["mmprojs"]:
+    params = xllamacpp.CommonParams()
+    params.model.path, params.mmproj.path = asked["model"], mmproj
+    params.n_ctx = params.n_batch = params.n_ubatch = asked["context"]
+    params.n_parallel, params.warmup, params.verbosity, params.mmproj_use_gpu = 1, False, -1, False
+    params.cpuparams.n_threads = 1
+    params.use_jinja, params.chat_template = True, asked["template"]
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(params)
+    rows = []
+    for picture in asked["pictures"]:
+        parts = [{"type": "text", "text": text} for text in asked["texts"]]
+        parts.insert(1, {"type": "image_url", "image_url": {"url": "data:image/png;base64," + picture}})
+        reply = server.handle_chat_completions({
+            "messages": [{"role": "user", "content": parts}], "max_tokens": 1, "logprobs": True,
+            "top_logprobs": asked["vocab"], "temperature": 0, "cache_prompt": False,
+            "logit_bias": [[asked["letter"], 1000.0]],
+        })
+        assert "choices" in reply, reply
+        row = [None] * asked["vocab"]
+        for entry in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            row[entry["id"]] = entry["logprob"]
+        rows.append([reply["usage"]["prompt_tokens"], *row])
+    answers.append(rows)
+    del server
+print("ANSWER" + json.dumps(answers))
+"""
+# Every part of every message as it is, one after the other; a picture is the marker that llama.cpp puts for it.
+TEMPLATE = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{{ p.text }}{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+def seen(
+    model: Path,
+    mmprojs: Sequence[Path],
+    texts: tuple[str, str],
+    pictures: Sequence[bytes],
+    vocab: int,
+    context: int = 512,
+) -> tuple[NDArray[np.float64], int]:
+    """[projector file, picture, token] log-probabilities of the token after a text, a picture (the bytes of a PNG file)
+    and another text, and how many tokens they are."""
+    tokens = read_gguf(model).metadata["tokenizer.ggml.tokens"].value
+    letter = next(i for i, token in enumerate(tokens) if token.isascii() and token.isalpha())
+    asked = {
+        "model": str(model), "mmprojs": [str(path) for path in mmprojs], "texts": texts, "vocab": vocab,
+        "pictures": [base64.b64encode(picture).decode() for picture in pictures], "letter": letter, "context": context,
+        "template": TEMPLATE,
+    }  # fmt: skip
+    found = _answer(SEE, asked)
+    assert np.ptp(found[:, :, 0]) == 0
+    return found[:, :, 1:], int(found[0, 0, 0])
 
 
 LOAD = """

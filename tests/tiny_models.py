@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ggufround.arch import find_architecture
@@ -22,6 +23,19 @@ from tiny_parts import write as write
 
 CASES = {case.name: case for module in MODULES for case in module.CASES}
 TUNABLE = sorted(name for name, case in CASES.items() if not find_architecture(case.config).untunable)
+
+
+OTHER_PARTS = ("vision", "visual", "projector", "multi_modal", "connector", "mlp1", "image", "audio")
+
+
+def of_text(name: str) -> bool:
+    """Whether a checkpoint's tensor is one of the text model."""
+    return not any(part in name for part in OTHER_PARTS)
+
+
+def text_name(name: str) -> str:
+    """The tensor's name in the bare text model, whatever stands before it in a composite one."""
+    return re.sub(r"^(thinker\.)?(model\.)?(language_model\.|text_model\.)?(model\.)?", "", name)
 
 
 def wide() -> Tiny:

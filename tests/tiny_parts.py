@@ -34,12 +34,14 @@ class Tiny:
     config: dict[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     tokenizer: str = "bpe"  # or "spm"
+    tokens: tuple[str, ...] = ()  # special tokens at the end of the vocabulary of "bpe", in place of merged pairs
     zero_norms: bool = False
     shards: int = 1
     loads: bool = True  # transformers loads it; else a way of saving that only converters meet
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
-    proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads"
+    proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads", "vision"
+    mmproj: bool = False  # it has a vision part whose projector llama.cpp's converter writes
     mistakes: tuple[str, ...] = ("rope", "gate", "norm")  # errors of a converter that must show in llama.cpp
 
 
@@ -73,7 +75,7 @@ def write(case: Tiny, directory: Path, tensors: Mapping[str, np.ndarray] | None 
         (directory / "tokenizer.model").write_bytes(spm_model())
         configured["tokenizer_class"] = "LlamaTokenizer"
     else:
-        (directory / "tokenizer.json").write_text(json.dumps(bpe_tokenizer()))
+        (directory / "tokenizer.json").write_text(json.dumps(bpe_tokenizer(case.tokens)))
         configured["tokenizer_class"] = "PreTrainedTokenizerFast"
     (directory / "tokenizer_config.json").write_text(json.dumps(configured))
     return directory
@@ -91,9 +93,11 @@ def merged_pairs() -> list[tuple[str, str]]:
     return [(a, b) for a in first for b in second][: VOCAB - 256 - len(SPECIAL)]
 
 
-def bpe_tokenizer() -> dict[str, Any]:
-    """A byte-level BPE tokenizer.json in GPT-2's form: special tokens, 256 bytes, merged pairs."""
-    tokens = [*SPECIAL, *byte_characters(), *("".join(pair) for pair in merged_pairs())]
+def bpe_tokenizer(more: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A byte-level BPE tokenizer.json in GPT-2's form: special tokens, 256 bytes, merged pairs, further special ones."""
+    merges = merged_pairs()[: len(merged_pairs()) - len(more)]
+    tokens = [*SPECIAL, *byte_characters(), *("".join(pair) for pair in merges), *more]
+    special = [*enumerate(SPECIAL), *enumerate(more, VOCAB - len(more))]
     assert len(set(tokens)) == VOCAB
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -101,7 +105,7 @@ def bpe_tokenizer() -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": id_, "content": content, **flags} for id_, content in enumerate(SPECIAL)],
+        "added_tokens": [{"id": id_, "content": content, **flags} for id_, content in special],
         "normalizer": None,
         "pre_tokenizer": level,
         "post_processor": level,
@@ -116,7 +120,7 @@ def bpe_tokenizer() -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": {token: id_ for id_, token in enumerate(tokens)},
-            "merges": [" ".join(pair) for pair in merged_pairs()],
+            "merges": [" ".join(pair) for pair in merges],
         },
     }
 

@@ -20,7 +20,7 @@ LAYERS = (
     ("gguf_read",),
     ("recipes", "quants", "checkpoint", "arch", "tokenizer", "measure"),
     ("carrying",),
-    ("planning",),
+    ("planning", "projector"),
     ("formats", "tune"),
     ("layer_planning",),
     ("journal", "preflight", "resuming", "slab_work", "tuning_log"),

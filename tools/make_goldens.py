@@ -2,6 +2,8 @@
 
     python tools/make_goldens.py LLAMA_CPP_CHECKOUT [CASE...]
 
+A composite model has a second golden, CASE.mmproj.json, for its projector, where the converter knows one.
+
 Run it in an environment with what llama.cpp's converter needs (its requirements-convert_hf_to_gguf.txt). Tokenizers
 are tested elsewhere: the converter's vocabulary step is left out here, since tiny ones have no known fingerprint.
 """
@@ -21,14 +23,17 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests" / "arch" / "goldens"
 
 
-def convert(directory: Path, outtype: str, file: Path) -> None:
-    """What convert_hf_to_gguf.py does, less the vocabulary."""
+def convert(directory: Path, outtype: str, file: Path, mmproj: bool) -> None:
+    """What convert_hf_to_gguf.py does, less the vocabulary; with `mmproj`, of the projector."""
     import conversion
     import torch
     from conversion.base import ModelBase, ModelType, get_model_architecture, gguf
 
     model_class = conversion.get_model_class(
-        get_model_architecture(ModelBase.load_hparams(directory, False), ModelType.TEXT)
+        get_model_architecture(
+            ModelBase.load_hparams(directory, False), ModelType.MMPROJ if mmproj else ModelType.TEXT
+        ),
+        mmproj=mmproj,
     )
     ftype = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}[outtype]
     with torch.inference_mode():
@@ -54,20 +59,20 @@ def metadata(file: Path) -> dict[str, Any]:
     return fields
 
 
-def golden(case: Any, directory: Path) -> dict[str, Any]:
-    import tiny_models
+def golden(case: Any, directory: Path, mmproj: bool = False) -> dict[str, Any]:
+    import tiny_parts
 
     model = directory / case.name
-    tiny_models.write(case, model)
+    tiny_parts.write(case, model)
     exact, half = directory / "f32.gguf", directory / "f16.gguf"
-    convert(model, "f32", exact)
-    convert(model, "f16", half)
+    convert(model, "f32", exact, mmproj)
+    convert(model, "f16", half, mmproj)
     types = {tensor.name: tensor.tensor_type.name for tensor in read(half).tensors}
     tensors = {
         tensor.name: [
             types[tensor.name],
             tensor.shape.tolist()[::-1],
-            hashlib.sha256(tensor.data.tobytes()).hexdigest(),
+            hashlib.sha256(np.asarray(tensor.data, np.float32).tobytes()).hexdigest(),
         ]
         for tensor in read(exact).tensors
     }
@@ -80,10 +85,11 @@ def golden(case: Any, directory: Path) -> dict[str, Any]:
 def main() -> None:
     checkout, *names = sys.argv[1:]
     sys.path[:0] = [str(Path(checkout).resolve()), str(ROOT / "tests")]
+    import conversion
     import torch
     import transformers
 
-    import tiny_models
+    from tiny_cases import MODULES
 
     made_with = {
         "command": "python tools/make_goldens.py LLAMA_CPP_CHECKOUT",
@@ -93,14 +99,22 @@ def main() -> None:
         "tensors": "name: [type in an F16 file, shape (row-major), sha256 of the F32 data]",
     }
     GOLDENS.mkdir(parents=True, exist_ok=True)
-    for name in names or tiny_models.CASES:
-        with tempfile.TemporaryDirectory() as directory:
-            values = {"made_with": made_with} | golden(tiny_models.CASES[name], Path(directory))
-        lines = json.dumps(values, indent=1, ensure_ascii=False)
-        for tensor in values["tensors"].values():
-            lines = lines.replace(json.dumps(tensor, indent=1).replace("\n", "\n  "), json.dumps(tensor))
-        (GOLDENS / f"{name}.json").write_text(lines + "\n")
-        print(name, len(values["tensors"]), "tensors")
+    cases = {case.name: case for module in MODULES for case in module.CASES}
+    for name in names or cases:
+        case = cases[name]
+        write(f"{name}.json", made_with, case, False)
+        if case.config["architectures"][0] in conversion.MMPROJ_MODEL_MAP and case.mmproj:
+            write(f"{name}.mmproj.json", made_with, case, True)
+
+
+def write(file: str, made_with: dict[str, str], case: Any, mmproj: bool) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        values = {"made_with": made_with} | golden(case, Path(directory), mmproj)
+    lines = json.dumps(values, indent=1, ensure_ascii=False)
+    for tensor in values["tensors"].values():
+        lines = lines.replace(json.dumps(tensor, indent=1).replace("\n", "\n  "), json.dumps(tensor))
+    (GOLDENS / file).write_text(lines + "\n")
+    print(file, len(values["tensors"]), "tensors")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import gemma, llama, olmo, phi, qwen
+from ggufround.arch import composite, gemma, llama, olmo, phi, qwen
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rule
+from ggufround.arch.vision import find_projector, projector_config
 from ggufround.errors import InputError, UnsupportedError
 
 FAMILIES = (llama, qwen, gemma, phi, olmo)
@@ -21,6 +22,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 def find_architecture(config: Config, override: str | None = None) -> Architecture:
     """The architecture of a model from its config.json, or the one that `override` names (a class name or a GGUF
     architecture, in any case). Raises UnsupportedError naming what is near."""
+    outer = config.get("architectures")
+    if override is None and isinstance(outer, list) and outer and outer[0] in composite.CLASSES:
+        return composite.text_model(config, outer[0])
     name = _class_name(config) if override is None else override
     if override is None and name in ARCHITECTURES:
         return ARCHITECTURES[name]
@@ -29,7 +33,7 @@ def find_architecture(config: Config, override: str | None = None) -> Architectu
     named |= {value.name: value for value in reversed(ARCHITECTURES.values())}
     if override is not None and name.lower() in named:
         return named[name.lower()]
-    known = [*ARCHITECTURES, *dict.fromkeys(value.name for value in ARCHITECTURES.values())]
+    known = [*ARCHITECTURES, *composite.CLASSES, *dict.fromkeys(value.name for value in ARCHITECTURES.values())]
     near = get_close_matches(name, known, 3, 0.5)
     raise UnsupportedError(
         f"architecture {name[:80]!r} is not known"
@@ -56,7 +60,9 @@ __all__ = [
     "Piece",
     "Rule",
     "find_architecture",
+    "find_projector",
     "keeps_float32",
     "metadata",
     "outputs",
+    "projector_config",
 ]

@@ -18,7 +18,7 @@ from ggufround.arch.spec import Architecture, Config, Drop, Layout, Output, Rule
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
 from ggufround.errors import InputError, UnsupportedError
 
-# What no text model of llama.cpp has a place for.
+# What llama.cpp has no place for in any model.
 DROPS = (
     Drop("*.rotary_emb.inv_freq", "rotary frequencies: computed by llama.cpp"),
     Drop("*.attention.bias", "causal mask: computed by llama.cpp"),
@@ -28,6 +28,30 @@ DROPS = (
         for name in ("k_scale", "v_scale", "input_scale", "activation_scale")
     ),
 )
+
+_AUDIO = "audio: not part of the {} model"
+_VISION = "vision: not part of the text model"
+_TEXT = "text: not part of the projector"
+# What belongs to another part of a composite model (`TextModel.filter_tensors`, `MmprojModel.filter_tensors`).
+_AUDIO_NAMES = ("*audio.*", "*audio_*", "*talker.*", "*token2wav.*", "*code2wav.*", "sound_*", "conformer.*")
+_VISION_NAMES = (
+    *("*vision_*", "*vision.*", "*visual.*", "vpm.*", "vit.*", "siglip2.*", "resampler.*", "merger.*", "mlp1.*"),
+    *("*projector.*", "*image_newline", "*view_seperator", "*patch_embed*", "*patch_merger.*", "*model.connector.*"),
+)
+_TEXT_NAMES = (
+    *("*language_model.*", "*text_model.*", "*lm_head.*", "model.layers.*", "model.embed_tokens.*", "model.norm.*"),
+    *("thinker.model.*", "llm.*"),
+)
+FOREIGN = {
+    "text": (
+        *(Drop(name, _AUDIO.format("text")) for name in _AUDIO_NAMES),
+        *(Drop(name, _VISION) for name in _VISION_NAMES),
+    ),
+    "vision": (
+        *(Drop(name, _AUDIO.format("vision")) for name in _AUDIO_NAMES),
+        *(Drop(name, _TEXT) for name in _TEXT_NAMES),
+    ),
+}
 
 # Kinds of tensor that the converter stores in F32 whatever the file's type (conversion/base.py, prepare_tensors).
 FLOAT32 = (
@@ -57,7 +81,7 @@ SHOWN = 6  # names listed in a message
 
 def keeps_float32(name: str, shape: tuple[int, ...]) -> bool:
     """Whether llama.cpp's converter stores the tensor in F32 even in an F16 file."""
-    return len(shape) <= 1 or name.endswith(FLOAT32) or not name.endswith(".weight")
+    return len(shape) <= 1 or name.endswith(FLOAT32) or not name.endswith((".weight", ".weight.1"))
 
 
 def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
@@ -67,10 +91,11 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     tensors that no rule takes and for a config that llama.cpp would run wrongly.
     """
     config = flatten(checkpoint.config, arch.defaults)
-    rope.check(arch, config)
+    if arch.part == "text":
+        rope.check(arch, config)
     for check in arch.checks:
         check(config)
-    drops = (*DROPS, *arch.drops)
+    drops = (*DROPS, *arch.drops, *FOREIGN[arch.part])
     reasons = {name: reason for name in checkpoint.tensors if (reason := _drop_reason(drops, name)) is not None}
     sources = _without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
     made: dict[str, Output] = {}
@@ -84,7 +109,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
             missing.setdefault(rule.to, _sources(rule)[0])
     if absent := [source for to, source in missing.items() if to not in made]:
         raise InputError(
-            f"the checkpoint lacks {len(absent)} tensors that {arch.name} with {n_layer(config)} layers needs: "
+            f"the checkpoint lacks {len(absent)} tensors that {arch.name} with {_blocks(arch, config)} layers needs: "
             f"{_some(absent)} (names without their prefix); is a shard missing, or config.json of another model?"
         )
     for compute in arch.computed:
@@ -124,7 +149,7 @@ def _without_prefixes(arch: Architecture, tensors: Mapping[str, TensorRef]) -> d
 def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Config]]:
     """The rules with `{i}` filled in for every block that has them, and each rule with a bias followed by the bias's
     own; with the config that says which block it is."""
-    blocks = arch.blocks(config) if arch.blocks else n_layer(config)
+    blocks = _blocks(arch, config)
     numbered = [{**config, LAYER: i} for i in range(blocks)]
     for rule in arch.rules:
         for i in range(blocks if "{i}" in rule.to else 1):
@@ -137,6 +162,10 @@ def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Confi
                 sources = tuple(_bias(name) for name in sources)
                 shape = rule.shape.split()[0]
                 yield replace(rule, source=sources, to=_bias(to), shape=shape, optional=True), numbered[i]
+
+
+def _blocks(arch: Architecture, config: Config) -> int:
+    return arch.blocks(config) if arch.blocks else n_layer(config)
 
 
 def _sources(rule: Rule) -> tuple[str, ...]:
@@ -161,7 +190,7 @@ def _output(arch: Architecture, rule: Rule, config: Config, sources: Mapping[str
     found = [pieces_of(arch, rule, sources[name], config) for name in names]
     shape = _together([shape for _, shape in found], stacked, bool(rule.makes))
     pieces = tuple(piece for several, _ in found for piece in several)
-    return Output(rule.to, shape, pieces, float32=keeps_float32(rule.to, shape))
+    return Output(rule.to, shape, pieces, float32=rule.float32 or keeps_float32(rule.to, shape))
 
 
 def _together(shapes: list[tuple[int, ...]], stacked: bool, made: bool) -> tuple[int, ...]:

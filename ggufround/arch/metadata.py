@@ -104,7 +104,8 @@ def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None =
     """The `general.*` and `{arch}.*` fields in llama.cpp's order. Raises InputError naming the key of config.json that
     is missing or of the wrong type."""
     config = flatten(checkpoint.config, arch.defaults)
-    fields = {"general.architecture": string(arch.name), "general.type": string("model")}
+    kind = "model" if arch.part == "text" else "mmproj"
+    fields = {"general.architecture": string(arch.name), "general.type": string(kind)}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))
     read = {f"{arch.name}.{kv.key}": kv.read(config) for kv in arch.kvs}
     return fields | {key: field for key, field in read.items() if field is not None}

@@ -41,18 +41,23 @@ def pieces_of(arch: Architecture, rule: Rule, ref: TensorRef, config: Config) ->
         return tuple(_solid(ref, runs, made, transform)), made
     via, granule, back = transform or (None, 1, None)
     assert all(rows % granule == 0 for _, rows in runs), rule
-    matrices = 1 if len(expected) == 2 else expected[0]
+    matrices = expected[0] if len(expected) == 3 else 1
+    if len(expected) > 3:
+        return (Piece(ref, 0, ref.rows, granule, via, back=back),), expected
     shape = (*expected[:-2], sum(rows for _, rows in runs) // matrices, expected[-1])
     return tuple(Piece(ref, first, rows, granule, via, back=back) for first, rows in runs), shape
 
 
 def _runs(rule: Rule, expected: Shape, config: Config) -> Iterator[tuple[int, int]]:
     """(first, rows) of each run of the source's rows, matrix by matrix."""
+    if len(expected) > 3:  # a convolution, which no rule takes apart
+        yield 0, prod(expected[:-1])
+        return
     height = expected[-2]
     k, n = rule.part
     assert height % n == 0, rule
     inside = list(rule.runs(config)) if rule.runs else [(k * (height // n), height // n)]
-    for matrix in range(1 if len(expected) == 2 else expected[0]):
+    for matrix in range(expected[0] if len(expected) == 3 else 1):
         for first, rows in inside:
             assert 0 <= first < first + rows <= height, (rule, first, rows)
             yield matrix * height + first, rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,7 @@ class Rule:
     where: Callable[[Config, int], bool] | None = None  # the blocks that have it; None: all
     runs: Callable[[Config], Iterable[tuple[int, int]]] | None = None  # (first row, rows) in the output's order
     makes: str = ""
+    float32: bool = False  # llama.cpp's converter stores it in F32, whatever its name
 
 
 Reader = Callable[[Config], Field | None]
@@ -144,3 +145,4 @@ class Architecture:
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)  # words of shapes besides `SIZES`
     blocks: Callable[[Config], int] | None = None  # `{i}` counts to it; None: the config's number of layers
     untunable: str = ""  # why the tuner cannot run it, if it cannot
+    part: Literal["text", "vision"] = "text"  # which part of a composite model it is of; tensors of others are dropped

@@ -12,7 +12,17 @@ import typer
 
 from ggufround.cli import show
 from ggufround.cli.values import Flags, Json, Model, takes_flags
-from ggufround.conversion import Report, carry_out, convert, gguf_beside, lay_out_all, plan_all, plan_of, together
+from ggufround.conversion import (
+    Report,
+    carry_out,
+    convert,
+    gguf_beside,
+    lay_out_all,
+    plan_all,
+    plan_of,
+    projector_beside,
+    together,
+)
 from ggufround.errors import MissingExtraError
 from ggufround.formats.spec import Layout
 from ggufround.planning import Options, Plan, describe, slabs
@@ -20,6 +30,9 @@ from ggufround.preflight import Run, check_disk, check_paths, expected_seconds, 
 
 if TYPE_CHECKING:
     from ggufround.tune.preparing import Tuning
+
+
+LISTED = 6  # tensors that are left out for the same reason: more are counted
 
 
 @takes_flags
@@ -40,17 +53,24 @@ def convert_command(
     """Convert a checkpoint to a quantised GGUF file. The same command after an interruption goes on."""
     run = flags.run(fresh)
     if dry_run:
-        _show_plan(*_planned(model, flags, run), out, run, json)
+        _show_plans(*_planned(model, flags, run), out, flags, run, json)
         return
-    plan, tuning = plan_all(model, flags.options(), flags.calibration(), flags.device, run, out.parent)
+    options = flags.options()
+    plan, tuning = plan_all(model, options, flags.calibration(), flags.device, run, out.parent)
     layouts = lay_out_all(plan, out, run.split_max_size)
     beside = gguf_beside(plan, out) if flags.beside_gguf else None
+    vision = None
+    if flags.mmproj is not None:
+        vision = projector_beside(plan, options, layouts, flags.mmproj, flags.mmproj_type or "f16", run)
     if not json:
         for line in plan.notes:
             show.note(line)
     try:
         with show.progress(quiet=json) as update:
+            first = carry_out(*vision, run, update) if vision else None
             report = carry_out(plan, layouts, run, update, tuning=tuning)
+            if first is not None:
+                report = together(report, first, "mmproj")
             if beside is not None:
                 report = together(report, convert(layouts[0].files[0].path.parent, beside, options=Options(), run=run))
     except KeyboardInterrupt:
@@ -68,7 +88,7 @@ def plan_command(model: Model, flags: Flags, json: Json = False) -> None:
     run = flags.run()
     plan, tuning = _planned(model, flags, run)
     name = "out-{format}" if plan.targets[0].layers else "{type}.gguf" if len(plan.targets) > 1 else "out.gguf"
-    _show_plan(plan, tuning, Path(name), run, json)
+    _show_plans(plan, tuning, Path(name), flags, run, json)
 
 
 def _planned(model: str, flags: Flags, run: Run) -> tuple[Plan, Tuning | None]:
@@ -80,8 +100,20 @@ def _planned(model: str, flags: Flags, run: Run) -> tuple[Plan, Tuning | None]:
         return replace(plan, notes=(*plan.notes, f"text and blocks were not checked: {error}")), None
 
 
-def _show_plan(plan: Plan, tuning: Tuning | None, out: Path, run: Run, json: bool) -> None:
+def _show_plans(plan: Plan, tuning: Tuning | None, out: Path, flags: Flags, run: Run, json: bool) -> None:
     layouts = lay_out_all(plan, out, run.split_max_size)
+    described = _show_plan(plan, tuning, layouts, run, json)
+    if flags.mmproj is not None:
+        vision, files = projector_beside(
+            plan, flags.options(), layouts, flags.mmproj, flags.mmproj_type or "f16", replace(run, fresh=True)
+        )
+        described["mmproj"] = _show_plan(vision, None, files, run, json)
+    if json:
+        show.dump(described)
+
+
+def _show_plan(plan: Plan, tuning: Tuning | None, layouts: tuple[Layout, ...], run: Run, json: bool) -> dict[str, Any]:
+    """Shows one plan; with `json` it is only returned."""
     check_paths(plan, layouts)
     check_disk(layouts)
     parts = tuple(slabs(plan))
@@ -90,16 +122,16 @@ def _show_plan(plan: Plan, tuning: Tuning | None, out: Path, run: Run, json: boo
     if tuning is not None:
         memory = max(memory, tuning.memory)
     runs = tuning is not None or plan.recipe.iterations > 0
+    described: dict[str, Any] = {}
     if json:
-        described: dict[str, Any] = describe(plan)
+        described = describe(plan)
         for entry, layout in zip(described["targets"], layouts, strict=True):
             entry["files"] = [{"path": str(f.path), "bytes": f.size} for f in layout.files]
             entry["bpw"] = _bpw(layout)
             for tensor in entry["tensors"]:
                 tensor["bytes"] = layout.places[tensor["name"]].nbytes
         figures = {"threads": threads, "peak_memory": memory}
-        show.dump(described | figures | ({} if runs else {"seconds": round(seconds, 1)}))
-        return
+        return described | figures | ({} if runs else {"seconds": round(seconds, 1)})
     for layout in layouts:
         count: Counter[str] = Counter()
         weights: Counter[str] = Counter()
@@ -114,14 +146,20 @@ def _show_plan(plan: Plan, tuning: Tuning | None, out: Path, run: Run, json: boo
             ("type", "tensors", "weights", "bytes"),
             [(name, count[name], weights[name], size[name]) for name, _ in size.most_common()],
         )
-    for name, reason in plan.dropped:
-        show.note(f"{name} is not used: {reason}")
+    for reason in dict.fromkeys(reason for _, reason in plan.dropped):
+        names = [name for name, why in plan.dropped if why == reason]
+        if len(names) > LISTED:
+            show.note(f"{len(names)} tensors are not used (first: {names[0]}): {reason}")
+            continue
+        for name in names:
+            show.note(f"{name} is not used: {reason}")
     for line in plan.notes:
         show.note(line)
     show.say(
         f"{plan.architecture}, {plan.weights:,} weights; {threads} threads, about {show.human(memory)} of memory, "
         + (_work(plan, tuning) if runs else f"roughly {seconds:.0f} s once kernels are compiled")
     )
+    return described
 
 
 def _title(layout: Layout) -> str:

@@ -78,6 +78,13 @@ Iters = Annotated[int | None, typer.Option("--iters", metavar="N", help="Tuning 
 BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Sequences of a tuning step.")]
 Rate = Annotated[float | None, typer.Option("--lr", metavar="X", help="First tuning step, in codes; default 1/iters.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where to tune: auto, cpu, cuda or xpu.")]
+Mmproj = Annotated[
+    Path | None,
+    typer.Option("--mmproj", metavar="FILE", help="Write the vision part too, as llama.cpp's projector file."),
+]
+MmprojType = Annotated[
+    str | None, typer.Option("--mmproj-type", metavar="TYPE", help="Of the projector: f16 (default), bf16, f32, q8_0.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
@@ -115,9 +122,13 @@ class Flags:
     sym: Symmetric = None
     quant_lm_head: QuantHead = False
     ignore: Ignore = None
+    mmproj: Mmproj = None
+    mmproj_type: MmprojType = None
 
     def options(self) -> Options | CheckpointOptions:
         """Those of a GGUF file or of a checkpoint. Raises UsageError for what can be seen without the model."""
+        if self.mmproj is None and self.mmproj_type is not None:
+            raise UsageError("--mmproj-type is for --mmproj: say with it which file to write")
         if self.formats != ("gguf",):
             return self._checkpoint_options()
         self._refuse(
@@ -148,7 +159,7 @@ class Flags:
                 "--tensor-type-file": self.tensor_type_file, "--output-tensor-type": self.output_tensor_type,
                 "--token-embedding-type": self.token_embedding_type, "--imatrix": self.imatrix, "--pre": self.pre,
                 "--leave-output-tensor": self.leave_output_tensor or None, "--pure": self.pure or None,
-                "--type": self.type_, "--arch": self.arch,
+                "--type": self.type_, "--arch": self.arch, "--mmproj": self.mmproj,
             },
         )  # fmt: skip
         chosen = changed(scheme(self.scheme or "W4A16"), self.bits, self.group_size, self.sym)

@@ -1,4 +1,5 @@
 """Names, shapes, values, F32 tensors and metadata of every tiny checkpoint equal those of llama.cpp's converter.
+So do those of its projector, where it has one.
 
 The goldens are made by tools/make_goldens.py.
 """
@@ -18,6 +19,7 @@ from ggufround.arch import Output, find_architecture, metadata, outputs
 from ggufround.arch.spec import F32
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
 from ggufround.gguf_file import Field, Kind
+from ggufround.projector import tower_type, vision_part
 from tiny import bf16_bits
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -90,11 +92,38 @@ def test_metadata_equals_the_converters(case: tiny_models.Tiny, tmp_path: Path) 
     assert [key for key in found if key not in OTHER_PLACE] == [key for key in expected if key not in OTHER_PLACE]
 
 
+WITH_PROJECTOR = [case for case in tiny_models.CASES.values() if case.mmproj]
+
+
+@pytest.mark.parametrize("case", WITH_PROJECTOR, ids=lambda case: case.name)
+def test_tensors_of_projectors_equal_the_converters(case: tiny_models.Tiny, tmp_path: Path) -> None:
+    row, source = vision_part(checkpoint(case, tmp_path))
+    found = {}
+    for output in outputs(row, source).outputs:
+        values = evaluate(case, output)
+        if tower_type(output, "F32") == "F16":
+            values = values.astype(np.float16).astype(np.float32)
+        digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+        found[output.name] = [tower_type(output, "F16"), list(output.shape), digest]
+    assert found == golden(f"{case.name}.mmproj")["tensors"]
+
+
+@pytest.mark.parametrize("case", WITH_PROJECTOR, ids=lambda case: case.name)
+def test_metadata_of_projectors_equals_the_converters(case: tiny_models.Tiny, tmp_path: Path) -> None:
+    found = metadata(*vision_part(checkpoint(case, tmp_path)))
+    expected = {key: field(*entry) for key, entry in golden(f"{case.name}.mmproj")["metadata"].items()}
+    expected |= {key: value for (name, key), (value, _) in DIFFERENCES.items() if name == case.name}
+    assert {key: comparable(value) for key, value in found.items()} == expected
+    assert list(found) == list(expected)
+
+
 def field(kind: str, value: Any) -> Field:
     first, _, item = kind.partition(":")
     return Field(Kind.ARRAY, value, KINDS[item]) if first == "ARRAY" else Field(KINDS[kind], value)
 
 
 def comparable(field: Field) -> Field:
-    """With a float as the shortest text that gives the same float32."""
+    """With a float as the shortest text that gives the same float32, several as float32 has them."""
+    if field.item == Kind.F32:
+        return field._replace(value=np.array(field.value, np.float32).tolist())
     return field._replace(value=float(str(np.float32(field.value)))) if field.kind == Kind.F32 else field

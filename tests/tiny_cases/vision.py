@@ -1,0 +1,160 @@
+"""Tiny composite models: a text model of a few layers and a vision tower with its projector.
+
+Towers have 64 columns and read images of 4 x 4 patches (or what pooling needs), so that a picture of exactly that size
+is what both llama.cpp and transformers see, and the text model's reply to it can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from tiny_cases.first import gemma_like
+from tiny_parts import EMBD, Shapes, Tiny, config, llama_like
+
+WIDTH, WIDE, TOWER_HEADS, DEPTH = 64, 96, 4, 3
+IMAGE, PATCH = 28, 7
+IMAGE_TOKEN = 3
+MEAN, STD = [0.48, 0.45, 0.41], [0.27, 0.26, 0.28]
+
+
+def linear(name: str, rows: int, columns: int, bias: bool = True) -> Shapes:
+    yield f"{name}.weight", (rows, columns)
+    if bias:
+        yield f"{name}.bias", (rows,)
+
+
+def layer_norm(name: str, size: int = WIDTH) -> Shapes:
+    yield f"{name}.weight", (size,)
+    yield f"{name}.bias", (size,)
+
+
+def clip_tower(prefix: str, siglip: bool = False, image: int = IMAGE, patch: int = PATCH, depth: int = DEPTH) -> Shapes:
+    """The tensors of a CLIP tower, or of a SigLIP one, which lacks the class token and the first norm."""
+    yield f"{prefix}embeddings.patch_embedding.weight", (WIDTH, 3, patch, patch)
+    yield f"{prefix}embeddings.position_embedding.weight", ((image // patch) ** 2 + (not siglip), WIDTH)
+    if siglip:
+        yield f"{prefix}embeddings.patch_embedding.bias", (WIDTH,)
+    else:
+        yield f"{prefix}embeddings.class_embedding", (WIDTH,)
+        yield from layer_norm(f"{prefix}pre_layrnorm")
+    for i in range(depth):
+        block = f"{prefix}encoder.layers.{i}."
+        yield from layer_norm(f"{block}layer_norm1")
+        yield from layer_norm(f"{block}layer_norm2")
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield from linear(f"{block}self_attn.{name}", WIDTH, WIDTH)
+        yield from linear(f"{block}mlp.fc1", WIDE, WIDTH)
+        yield from linear(f"{block}mlp.fc2", WIDTH, WIDE)
+    yield from layer_norm(f"{prefix}post_layernorm")
+
+
+def tower_config(model_type: str, **further: Any) -> dict[str, Any]:
+    common: dict[str, Any] = {
+        "model_type": model_type,
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDE,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": TOWER_HEADS,
+        "image_size": IMAGE,
+        "patch_size": PATCH,
+    }
+    return {key: value for key, value in (common | further).items() if value is not None}
+
+
+def preprocessor(**further: Any) -> dict[str, str]:
+    return {"preprocessor_config.json": json.dumps({"image_mean": MEAN, "image_std": STD} | further)}
+
+
+def composite(class_name: str, model_type: str, text: dict[str, Any], vision: dict[str, Any], **further: Any) -> Any:
+    inner = {key: value for key, value in text.items() if value != [""]}  # no class of its own
+    return {
+        "architectures": [class_name], "model_type": model_type, "text_config": inner, "vision_config": vision,
+        "torch_dtype": "bfloat16", **further,
+    }  # fmt: skip
+
+
+def llava_text(**further: Any) -> dict[str, tuple[int, ...]]:
+    """The text model's tensors, all below `language_model.`."""
+    return {f"language_model.{name}": shape for name, shape in llama_like(**further).items()}
+
+
+LLAVA_MLP = dict(linear("multi_modal_projector.linear_1", EMBD, WIDTH)) | dict(
+    linear("multi_modal_projector.linear_2", EMBD, EMBD)
+)
+SIZES = {"size": {"shortest_edge": IMAGE}, "crop_size": {"height": IMAGE, "width": IMAGE}}
+
+
+GEMMA_TEXT = {
+    "hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 64, "query_pre_attn_scalar": 64,
+    "sliding_window": 512, "num_hidden_layers": 7, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+    "sliding_window_pattern": 6,
+}  # fmt: skip
+
+
+def small_norms(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Gemma's norms are stored less one, those of its tower are not."""
+    if not name.startswith("vision_tower") or not name.endswith(("norm1.weight", "norm2.weight", "layernorm.weight")):
+        return None
+    return 1 + np.random.default_rng(len(name)).standard_normal(shape) / 3
+
+
+# llama.cpp looks them up.
+IDEFICS_TOKENS = ("<fake_token_around_image>", "<global-img>", "\n\n")
+CASES: tuple[Tiny, ...] = (
+    Tiny(
+        "llava",
+        composite(
+            "LlavaForConditionalGeneration", "llava",
+            config("", "llama", rope_theta=10000.0), tower_config("clip_vision_model", projection_dim=32),
+            image_token_index=IMAGE_TOKEN, projector_hidden_act="gelu", vision_feature_layer=-2,
+            vision_feature_select_strategy="default", tie_word_embeddings=False,
+        ),
+        llava_text()
+        | dict(clip_tower("vision_tower.vision_model."))
+        | LLAVA_MLP,
+        files=preprocessor(**SIZES), proof="vision", loads=False,
+    ),
+    Tiny(
+        "gemma3-vision",
+        composite(
+            "Gemma3ForConditionalGeneration", "gemma3",
+            config("", "gemma3_text", **GEMMA_TEXT), tower_config("siglip_vision_model", image_size=56, vision_use_head=False),
+            image_token_index=IMAGE_TOKEN, mm_tokens_per_image=4, boi_token_index=4, eoi_token_index=5,
+        ),
+        gemma_like(64, 7, True, "language_model.model.")
+        | dict(clip_tower("vision_tower.vision_model.", siglip=True, image=56))
+        | {"multi_modal_projector.mm_input_projection_weight": (WIDTH, EMBD),
+           "multi_modal_projector.mm_soft_emb_norm.weight": (WIDTH,)},
+        files=preprocessor(size={"height": 56, "width": 56}, image_seq_length=4),
+        zero_norms=True, proof="vision", loads=False, mmproj=True, special=small_norms,
+    ),
+    Tiny(
+        "smolvlm",
+        composite(
+            "SmolVLMForConditionalGeneration", "smolvlm",
+            config("VLlama3ForCausalLM", "llama", rope_theta=10000.0), tower_config("smolvlm_vision", image_size=56, patch_size=14,
+                                                                   max_image_size={"longest_edge": 56}),
+            image_token_id=IMAGE_TOKEN, scale_factor=2, pad_token_id=0, tie_word_embeddings=False,
+        ),
+        llama_like(prefix="model.text_model.")
+        | dict(clip_tower("model.vision_model.", siglip=True, image=56, patch=14))
+        | {"model.connector.modality_projection.proj.weight": (EMBD, 4 * WIDTH)},
+        files=preprocessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56}), tokens=IDEFICS_TOKENS,
+        proof="vision", loads=False, mmproj=True,
+    ),
+    Tiny(
+        "idefics3",
+        composite(
+            "Idefics3ForConditionalGeneration", "idefics3",
+            config("LlamaForCausalLM", "llama", rope_theta=10000.0), tower_config("idefics3_vision", image_size=56, patch_size=14),
+            image_token_id=IMAGE_TOKEN, scale_factor=2, pad_token_id=0, tie_word_embeddings=False,
+        ),
+        llama_like(prefix="model.text_model.")
+        | dict(clip_tower("model.vision_model.", siglip=True, image=56, patch=14))
+        | {"model.connector.modality_projection.proj.weight": (EMBD, 4 * WIDTH)},
+        files=preprocessor(size={"longest_edge": 56}), tokens=IDEFICS_TOKENS, proof="vision", loads=False, mmproj=True,
+    ),
+)  # fmt: skip

@@ -1,0 +1,164 @@
+"""Projector files of tiny random models load in llama.cpp, and what it says after a picture agrees with transformers.
+
+The picture is a PNG of just the size that the tower reads, so that nothing is resized, and its pixels are handed to
+transformers' model normalised as its processor would. Projectors are broken on purpose to see that it would show.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+import tiny_models
+from ggufround import convert
+from ggufround.gguf_read import GGUFHeader, read_gguf
+from llama_cpp import seen
+from tiny_cases.vision import IMAGE_TOKEN
+from pictures import normalised, picture, png
+
+pytestmark = [pytest.mark.peer, pytest.mark.torch]
+TOLERANCE = 0.002  # of the log-probabilities' standard deviation
+VOCAB = tiny_models.VOCAB
+BEFORE, AFTER = "the rate", " of it"
+SEEDS = (1, 2)
+
+
+class Sight(NamedTuple):
+    """How a family looks at a picture: its size, what llama.cpp makes of it (texts, and numbers of embeddings), and
+    what transformers' model wants of it."""
+
+    size: tuple[int, int]  # width, height
+    layout: tuple[str | int, ...]
+    inputs: Callable[[Any, NDArray[np.float32], list[int]], dict[str, Any]] = lambda torch, pixels, ids: {
+        "pixel_values": torch.from_numpy(pixels)[None]
+    }
+    change: Callable[[Any, Any], None] | None = None  # what llama.cpp does otherwise, done to transformers' model too
+    tolerance: float = TOLERANCE
+
+
+def class_token_last(torch: Any, network: Any) -> None:
+    """llama.cpp (tools/mtmd/models/llava.cpp) puts the class token behind the patches, not before them, though position
+    embeddings and the rows that it takes out afterwards are numbered as if it stood first."""
+    embeddings = network.model.vision_tower.embeddings
+
+    def forward(pixel_values: Any, **_: Any) -> Any:
+        patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        rows = torch.cat([patches, embeddings.class_embedding.expand(len(patches), 1, -1)], 1)
+        return rows + embeddings.position_embedding.weight
+
+    embeddings.forward = forward
+
+
+def with_types(torch: Any, pixels: NDArray[np.float32], ids: list[int]) -> dict[str, Any]:
+    """Gemma 3 lets the tokens of a picture attend to one another, as llama.cpp's batch of them does."""
+    kinds = torch.tensor([[int(i == IMAGE_TOKEN) for i in ids]])
+    return {"pixel_values": torch.from_numpy(pixels)[None], "token_type_ids": kinds}
+
+
+def tiles(torch: Any, pixels: NDArray[np.float32], ids: list[int]) -> dict[str, Any]:
+    """Idefics 3: an overview and the only tile, both the picture itself. [batch, tiles, 3, height, width]"""
+    return {"pixel_values": torch.from_numpy(np.stack([pixels, pixels])[None])}
+
+
+FAKE = "<fake_token_around_image>"
+SIGHTS: dict[str, Sight] = {
+    "llava": Sight((28, 28), (16,), change=class_token_last),
+    "gemma3-vision": Sight((56, 56), ("<start_of_image>", 4, "<end_of_image>"), with_types),
+    "idefics3": Sight((56, 56), (f"{FAKE}<row_1_col_1>", 4, "\n\n", FAKE, "<global-img>", 4, FAKE), tiles),
+}
+
+
+def expected(model: Path, case: tiny_models.Tiny, sight: Sight) -> tuple[NDArray[np.float64], list[int]]:
+    """transformers' log-probabilities [picture, token], in float32, and the tokens they are of."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    network, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    if sight.change is not None:
+        sight.change(torch, network)
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    ids = [
+        i
+        for part in (BEFORE, *sight.layout, AFTER)
+        for i in ([IMAGE_TOKEN] * part if isinstance(part, int) else tokenizer.encode(part).ids)
+    ]
+    processor = json.loads(case.files["preprocessor_config.json"])
+    rows = []
+    with torch.inference_mode():
+        for seed in SEEDS:
+            inputs = sight.inputs(torch, normalised(picture(seed, *sight.size), processor), ids)
+            found = network.eval()(input_ids=torch.tensor([ids]), **inputs)
+            rows.append(found.logits[0, -1, :VOCAB].log_softmax(-1))
+    return torch.stack(rows).double().numpy(), ids
+
+
+def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Root mean square difference over the standard deviation of `b`, the worst of the pictures."""
+    return max(float(np.sqrt(np.mean((x - y) ** 2)) / y.std()) for x, y in zip(a, b, strict=True))
+
+
+def edited(source: Path, header: GGUFHeader, name: str, change: Callable[[Any], Any]) -> Path:
+    """A copy of an F32 file with one tensor changed."""
+    tensor, raw = header.tensors[name], bytearray(source.read_bytes())
+    assert tensor.type == "F32", name
+    values = np.frombuffer(raw, np.float32, int(np.prod(tensor.shape)), tensor.offset).reshape(tensor.shape)
+    raw[tensor.offset : tensor.offset + tensor.nbytes] = np.ascontiguousarray(change(values), np.float32).tobytes()
+    target = source.with_name(f"{len(list(source.parent.glob('*.gguf')))}.gguf")
+    target.write_bytes(raw)
+    return target
+
+
+def broken(good: Path) -> dict[str, Path]:
+    """One copy an error that a converter could make."""
+    header = read_gguf(good)
+    query = next(n for n in header.tensors if n.startswith("v.blk.0.attn_q") and n.endswith("weight"))
+    return {
+        "patches turned": edited(good, header, "v.patch_embd.weight", lambda v: v.swapaxes(2, 3)),
+        "norm less one": edited(good, header, "v.blk.0.ln1.weight", lambda v: v - 1),
+        "queries in another order": edited(good, header, query, lambda v: v[::-1]),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(SIGHTS))
+def test_llama_cpp_sees_what_transformers_sees(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    case, sight = tiny_models.CASES[name], SIGHTS[name]
+    model = tiny_models.write(case, tmp_path / name)
+    good, text = tmp_path / "mmproj.gguf", tmp_path / "text.gguf"
+    convert(model, text, type="f32", mmproj=good, mmproj_type="f32")
+    mistakes = broken(good)
+    pictures = [png(picture(seed, *sight.size)) for seed in SEEDS]
+    found, count = seen(text, [good, *mistakes.values()], (BEFORE, AFTER), pictures, VOCAB)
+    truth, ids = expected(model, case, sight)
+    assert count == len(ids)
+    moved = {mistake: distance(row, truth) for mistake, row in zip(mistakes, found[1:], strict=True)}
+    good_by = distance(found[0], truth)
+    assert good_by < sight.tolerance, moved
+    assert min(moved.values()) > 3 * sight.tolerance, (good_by, moved)
+    assert distance(truth[::-1], truth) > 5 * sight.tolerance  # the two pictures differ
+
+
+# Those whose towers are compared above under another class, or whose pictures llama.cpp resizes otherwise.
+ANSWERED = ("smolvlm",)
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_llama_cpp_answers_differently_to_different_pictures(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    model = tiny_models.write(tiny_models.CASES[name], tmp_path / name)
+    convert(model, tmp_path / "text.gguf", type="f32", mmproj=tmp_path / "mmproj.gguf")
+    pictures = [png(picture(seed, 120, 90)) for seed in SEEDS]
+    found, _ = seen(tmp_path / "text.gguf", [tmp_path / "mmproj.gguf"], (BEFORE, AFTER), pictures, VOCAB)
+    assert np.isfinite(found).all()
+    assert distance(found[0][:1], found[0][1:]) > 3 * TOLERANCE
