@@ -188,14 +188,13 @@ def steps_unlimited(config: Config) -> None:
         )
 
 
-MIXER2 = (
-    *PROJECTIONS,
-    *CONVOLUTION,
+STATE2 = (
     Rule("layers.{i}.mixer.dt_bias", "blk.{i}.ssm_dt.bias", "heads"),
     Rule("layers.{i}.mixer.A_log", "blk.{i}.ssm_a", "heads", via=decays, makes="heads 1"),
     Rule("layers.{i}.mixer.D", "blk.{i}.ssm_d", "heads", makes="heads 1"),
-    Rule("layers.{i}.mixer.norm.weight", "blk.{i}.ssm_norm.weight", "inner", makes="groups inner/groups"),
 )
+NORM2 = Rule("layers.{i}.mixer.norm.weight", "blk.{i}.ssm_norm.weight", "inner", makes="groups inner/groups")
+MIXER2 = (*PROJECTIONS, *CONVOLUTION, *STATE2, NORM2)
 
 
 def sizes2(

@@ -37,6 +37,10 @@ def layout(name: str, **config: Any) -> Layout:
         ("mamba-original", {"rms_norm": False}, "rms_norm is False"),
         ("mamba2", {"time_step_limit": [0.001, 0.1]}, r"time_step_limit is \[0\.001, 0\.1\]"),
         ("mamba2", {"time_step_limit": [0.0, 0.1]}, "does not limit the time steps"),
+        ("falcon-h1", {"mamba_rms_norm": True}, "the gate before the norm"),
+        ("falcon-h1", {"tie_word_embeddings": True}, "one matrix for both"),
+        ("falcon-h1", {"key_multiplier": 0}, "a multiplier of 0"),
+        ("falcon-h1", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
     ],
 )
 def test_what_llama_cpp_would_run_as_something_else_is_refused(name: str, config: dict[str, Any], message: str) -> None:
@@ -55,6 +59,8 @@ def test_time_steps_without_a_limit_may_be_stated_in_each_way_that_transformers_
         ("mamba2", {"head_dim": 48}, "does not divide into heads of 48"),
         ("mamba2", {"num_heads": 4}, "num_heads is 4, expected 8"),
         ("mamba2", {"n_groups": 4}, r"in_proj\.weight has shape .* config\.json makes it"),
+        ("falcon-h1", {"mamba_d_head": 32}, "mamba_d_head is 32, expected the inner size, 192, over 8 heads"),
+        ("falcon-h1", {"ssm_multipliers": [1.0]}, "ssm_multipliers is .* a list of 5"),
         ("mamba", {"time_step_rank": 9}, r"x_proj\.weight has shape"),
     ],
 )

@@ -1,5 +1,5 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import first, mamba
+from tiny_cases import falcon_h1, first, mamba
 
-MODULES = (first, mamba)
+MODULES = (first, mamba, falcon_h1)
