@@ -210,7 +210,7 @@ def _contents(
     """Outputs, dropped tensors, metadata and notes of any source."""
     if checkpoint.is_gguf:
         return _gguf_contents(checkpoint)
-    architecture = arch.find_architecture(checkpoint.config, options.arch)
+    architecture = arch.architecture_of(checkpoint, options.arch)
     if tuned and architecture.untunable:
         raise UnsupportedError(
             f"{architecture.name} cannot be tuned or calibrated: {architecture.untunable}; choose --recipe opt-rtn, "

@@ -87,6 +87,9 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
     if "norm" in case.mistakes:
         norm = next(n for n in ("blk.0.attn_norm.weight", "blk.0.post_attention_norm.weight") if n in header.tensors)
         made["norm"] = edited(good, folder / "norm.gguf", header, norm, values(good, header, norm) - 1)
+    if "state" in case.mistakes:  # the decays' logarithms instead of the decays
+        key = next(n for n in header.tensors if n.endswith(".ssm_a"))
+        made["state"] = edited(good, folder / "state.gguf", header, key, np.log(-values(good, header, key)))
     return made
 
 

@@ -6,14 +6,16 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import composite, gemma, llama, olmo, phi, qwen
+from ggufround.arch import composite, falcon_h1, gemma, llama, mamba, olmo, phi, qwen
 from ggufround.arch.layout import keeps_float32, outputs
+from ggufround.arch.likeness import resemblance
 from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rule
 from ggufround.arch.vision import find_projector, projector_config
+from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (llama, qwen, gemma, phi, olmo)
+FAMILIES = (llama, qwen, gemma, phi, olmo, mamba, falcon_h1)
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
 }
@@ -42,6 +44,24 @@ def find_architecture(config: Config, override: str | None = None) -> Architectu
     )
 
 
+def architecture_of(checkpoint: Checkpoint, override: str | None = None) -> Architecture:
+    """`find_architecture` for a checkpoint, whose headers then say what a model of an unknown class resembles."""
+    try:
+        return find_architecture(checkpoint.config, override)
+    except InputError as error:
+        if override is not None:
+            raise
+        said = [str(error)]
+        if found := resemblance(ARCHITECTURES, checkpoint):
+            said.append(found)
+        if checkpoint.config.get("auto_map"):
+            said.append(
+                "the model comes with code of its own (auto_map) that says what it computes; ggufround never executes "
+                "code from a model"
+            )
+        raise type(error)("; ".join(said)) from None
+
+
 def _class_name(config: Config) -> str:
     """`architectures[0]` of the text model where the config is a composite one's, else of the model."""
     text: Any = config.get("text_config")
@@ -59,6 +79,7 @@ __all__ = [
     "Output",
     "Piece",
     "Rule",
+    "architecture_of",
     "find_architecture",
     "find_projector",
     "keeps_float32",

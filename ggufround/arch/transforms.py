@@ -42,3 +42,12 @@ def interleave_rope(config: Config) -> Transform:
 
 def norm_plus_one(config: Config) -> Transform:
     return Transform(add_one)
+
+
+def decay(logarithms: F32) -> F32:
+    """Rates of decay are trained as logarithms; llama.cpp multiplies by what is stored."""
+    return (-np.exp(logarithms.astype(np.float64))).astype(np.float32)
+
+
+def decay_logarithm(rates: F32) -> F32:
+    return np.log(-rates.astype(np.float64)).astype(np.float32)

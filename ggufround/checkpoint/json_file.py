@@ -8,7 +8,7 @@ import os
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ggufround.errors import InputError
 
@@ -31,18 +31,22 @@ def read_small_file(path: Path, limit: int) -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def read_json(path: Path, limit: int) -> dict[str, Any]:
+def read_json(path: Path, limit: int, infinity: bool = False) -> dict[str, Any]:
     """The JSON object in a file. Raises InputError for anything else."""
-    return parse_json(read_small_file(path, limit), str(path))
+    return parse_json(read_small_file(path, limit), str(path), infinity)
 
 
-def parse_json(raw: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `raw`; `what` names its place in the message of the InputError."""
+def parse_json(raw: bytes, what: str, infinity: bool = False) -> dict[str, Any]:
+    """The JSON object in `raw`; `what` names its place in the message of the InputError. `infinity`: allowed as the
+    number that Python's writer makes of it."""
     if sum(map(raw.count, (b"{", b"[", b","))) > NODE_LIMIT:  # before the parser makes objects of them
         raise InputError(f"{what} holds more than the {NODE_LIMIT} values that are allowed")
     try:
         value = json.loads(
-            raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+            raw.decode(),
+            object_pairs_hook=_unique,
+            parse_constant=_infinity if infinity else _refuse_constant,
+            parse_float=_finite,
         )
         if b"\\u" in raw:
             json.dumps(value, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
@@ -64,8 +68,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _refuse_constant(text: str) -> Any:
+def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _infinity(text: str) -> float:
+    return float(text) if "Infinity" in text else _refuse_constant(text)
 
 
 def _finite(text: str) -> float:

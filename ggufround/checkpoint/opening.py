@@ -52,7 +52,7 @@ def _open_directory(source: str, root: Path) -> Checkpoint:
     files = side_files(root, names)
     if "config.json" not in files:
         raise InputError(f"{source} has weights but no config.json; download the model's small files too")
-    config = read_json(files["config.json"], CONFIG_LIMIT)
+    config = read_json(files["config.json"], CONFIG_LIMIT, infinity=True)  # limits that are none
     method = method_of(config, source)
     packed = pack_up(tensors, method, source, _stored_bytes)
     return Checkpoint(source, root, attach_scales(packed, method.block, source), config, files)

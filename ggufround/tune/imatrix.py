@@ -120,7 +120,7 @@ def matrices_of(checkpoint: Checkpoint, architecture: str | None = None) -> tupl
             f"{checkpoint.source}: a .gguf lacks what transformers needs to run the model; give the checkpoint that it "
             f"was made from"
         )
-    layout = arch.outputs(arch.find_architecture(checkpoint.config, architecture), checkpoint)
+    layout = arch.outputs(arch.architecture_of(checkpoint, architecture), checkpoint)
     found = tuple(output for output in layout.outputs if len(output.shape) > 1)
     for output in found:
         for piece in output.pieces:

@@ -162,6 +162,13 @@ def test_json_that_cannot_be_trusted_is_refused(text: bytes) -> None:
         parse_json(text, "the config")
 
 
+def test_where_limits_are_stated_infinity_is_one_and_nan_is_not() -> None:
+    assert parse_json(b'{"a": [0, Infinity]}', "the config", infinity=True) == {"a": [0, float("inf")]}
+    for text in (b'{"a": NaN}', b'{"a": 1e999}'):
+        with pytest.raises(InputError, match="the config"):
+            parse_json(text, "the config", infinity=True)
+
+
 @settings(max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6),

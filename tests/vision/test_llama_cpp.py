@@ -20,8 +20,8 @@ import tiny_models
 from ggufround import convert
 from ggufround.gguf_read import GGUFHeader, read_gguf
 from llama_cpp import seen
-from tiny_cases.vision import IMAGE_TOKEN
 from pictures import normalised, picture, png
+from tiny_cases.vision import IMAGE_TOKEN
 
 pytestmark = [pytest.mark.peer, pytest.mark.torch]
 TOLERANCE = 0.002  # of the log-probabilities' standard deviation
