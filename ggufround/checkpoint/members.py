@@ -34,6 +34,7 @@ SIDE_FILES: dict[str, int] = {  # base name -> most bytes
     "vocab.json": 64 << 20,
     "vocab.txt": 64 << 20,
     "merges.txt": 64 << 20,
+    "rwkv_vocab_v20230424.txt": 16 << 20,
     "chat_template.jinja": CONFIG_LIMIT,
     "chat_template.json": CONFIG_LIMIT,
     "preprocessor_config.json": CONFIG_LIMIT,
