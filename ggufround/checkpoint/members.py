@@ -40,6 +40,7 @@ SIDE_FILES: dict[str, int] = {  # base name -> most bytes
     "preprocessor_config.json": CONFIG_LIMIT,
     "processor_config.json": CONFIG_LIMIT,
     "video_preprocessor_config.json": CONFIG_LIMIT,
+    "modules.json": CONFIG_LIMIT,
     "README.md": CONFIG_LIMIT,
 }
 
