@@ -53,10 +53,38 @@ def log_probs(paths: Sequence[Path], prompts: Sequence[Sequence[int]], vocab: in
     tokens = read_gguf(paths[0]).metadata["tokenizer.ggml.tokens"].value
     letter = next(i for i, token in enumerate(tokens) if token.isascii() and token.isalpha())
     asked = {"paths": [str(p) for p in paths], "prompts": [list(p) for p in prompts], "vocab": vocab, "letter": letter}
-    return _answer(SCRIPT, asked)
+    return np.array(_answer(SCRIPT, asked), np.float64)
 
 
-def _answer(script: str, asked: dict[str, Any]) -> NDArray[np.float64]:
+VECTORS = """
+import json, sys
+import xllamacpp
+asked = json.loads(sys.stdin.read())
+answers = []
+for path in asked["paths"]:
+    params = xllamacpp.CommonParams()
+    params.model.path = path
+    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 96, 1, False, -1
+    params.n_batch = params.n_ubatch = 96
+    params.cpuparams.n_threads = 1
+    params.embedding, params.embd_normalize = True, -1
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(params)
+    reply = server.handle_embeddings({"input": asked["prompts"], "embd_normalize": -1})
+    answers.append([row["embedding"] for row in sorted(reply["data"], key=lambda row: row["index"])])
+    del server
+print("ANSWER" + json.dumps(answers))
+"""
+
+
+def embeddings(paths: Sequence[Path], prompts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """[file, prompt, embedding]: the vectors that each prompt (token ids, taken as they are) is pooled to, of whatever
+    length they come out."""
+    asked = {"paths": [str(p) for p in paths], "prompts": [list(p) for p in prompts]}
+    return np.array(_answer(VECTORS, asked), np.float64)
+
+
+def _answer(script: str, asked: object) -> Any:
     done = subprocess.run(
         [sys.executable, "-c", script],
         input=json.dumps(asked),
@@ -67,7 +95,7 @@ def _answer(script: str, asked: dict[str, Any]) -> NDArray[np.float64]:
     )
     answer = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     assert answer, f"llama.cpp failed with {done.returncode}: {done.stderr[-2000:]}"
-    return np.array(json.loads(answer[0][6:]), np.float64)
+    return json.loads(answer[0][6:])
 
 
 SEE = """
@@ -127,7 +155,7 @@ def seen(
         "pictures": [base64.b64encode(picture).decode() for picture in pictures], "letter": letter, "context": context,
         "template": TEMPLATE,
     }  # fmt: skip
-    found = _answer(SEE, asked)
+    found = np.array(_answer(SEE, asked), np.float64)
     assert np.ptp(found[:, :, 0]) == 0
     return found[:, :, 1:], int(found[0, 0, 0])
 

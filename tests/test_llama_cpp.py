@@ -6,6 +6,7 @@ log-probabilities ten times more than the tolerance.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 import tiny_models
 from ggufround import convert
 from ggufround.gguf_read import GGUFHeader, read_gguf
-from llama_cpp import loads, log_probs
+from llama_cpp import embeddings, loads, log_probs
 
 pytestmark = [pytest.mark.peer, pytest.mark.torch]
 TOLERANCE = 0.02  # of the log-probabilities' standard deviation
@@ -85,7 +86,8 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
         else:  # both in one tensor
             made["gate"] = edited(good, folder / "gate.gguf", header, up, np.concatenate(np.split(matrix, 2)[::-1]))
     if "norm" in case.mistakes:
-        norm = next(n for n in ("blk.0.attn_norm.weight", "blk.0.post_attention_norm.weight") if n in header.tensors)
+        kinds = ("attn_norm", "post_attention_norm", "attn_output_norm")
+        norm = next(n for kind in kinds if (n := f"blk.0.{kind}.weight") in header.tensors)
         made["norm"] = edited(good, folder / "norm.gguf", header, norm, values(good, header, norm) - 1)
     if "state" in case.mistakes:  # the decays' logarithms instead of the decays
         key = next(n for n in header.tensors if n.endswith(".ssm_a"))
@@ -125,3 +127,34 @@ def test_llama_cpp_loads_what_it_has_no_next_token_for(name: str, tmp_path: Path
     model = tiny_models.write(tiny_models.CASES[name], tmp_path / name)
     convert(model, tmp_path / "out.gguf", type="f32")
     assert loads(tmp_path / "out.gguf")
+
+
+def pooled(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
+    """transformers' vectors [prompt, embedding]: the last hidden states, pooled as the files beside the model say."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    network = transformers.AutoModel.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    pooling = json.loads(case.files["1_Pooling/config.json"])
+    rows = []
+    for prompt in PROMPTS:
+        with torch.inference_mode():
+            states = network(torch.tensor([prompt])).last_hidden_state[0]
+        first, last = pooling.get("pooling_mode_cls_token"), pooling.get("pooling_mode") == "lasttoken"
+        rows.append(states[0] if first else states[-1] if last else states.mean(0))
+    return torch.stack(rows).double().numpy()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(n for n, case in tiny_models.CASES.items() if case.proof == "embedding"))
+def test_llama_cpp_makes_the_vectors_that_transformers_makes(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    case = tiny_models.CASES[name]
+    model = tiny_models.write(case, tmp_path / name)
+    good = tmp_path / "good.gguf"
+    convert(model, good, type="f32")
+    mistakes = broken(case, good, read_gguf(good), tmp_path)
+    found = embeddings([good, *mistakes.values()], PROMPTS)
+    truth = pooled(case, model)
+    assert distance(found[0], truth) < TOLERANCE
+    moved = {mistake: distance(row, truth) for mistake, row in zip(mistakes, found[1:], strict=True)}
+    assert min(moved.values(), default=1) > 10 * TOLERANCE, moved

@@ -17,7 +17,8 @@ from zlib import crc32
 
 import numpy as np
 
-from tiny import write_checkpoint
+import tiny_words
+from tiny import encode, write_checkpoint, write_safetensors
 
 VOCAB = 320
 # llama.cpp looks the last one up in every model whose name contains "phi3".
@@ -33,7 +34,7 @@ class Tiny:
     name: str
     config: dict[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
-    tokenizer: str = "bpe"  # or "spm"
+    tokenizer: str = "bpe"  # or "spm", "wpm", "roberta", "xlmr", "t5"
     tokens: tuple[str, ...] = ()  # special tokens at the end of the vocabulary of "bpe", in place of merged pairs
     zero_norms: bool = False
     shards: int = 1
@@ -50,7 +51,7 @@ def weight(case: Tiny, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if case.special is not None and (chosen := case.special(name, shape)) is not None:
         return np.asarray(chosen, np.float32)
     values = np.random.default_rng(crc32(name.encode())).standard_normal(shape, dtype=np.float32)
-    if name.endswith("norm.weight"):
+    if name.lower().endswith("norm.weight"):
         return values / 3 + (0 if case.zero_norms else 1)
     if len(shape) == 1:
         return values / 3
@@ -67,13 +68,32 @@ def weights(case: Tiny) -> dict[str, np.ndarray]:
 
 def write(case: Tiny, directory: Path, tensors: Mapping[str, np.ndarray] | None = None) -> Path:
     """Write the checkpoint in bfloat16 into `directory`, made if it is not there; returns it. `tensors`: other ones."""
-    write_checkpoint(directory, weights(case) if tensors is None else tensors, case.config, shards=case.shards)
+    all_of_them = weights(case) if tensors is None else dict(tensors)
+    modules = {name: all_of_them.pop(name) for name in [*all_of_them] if "_Dense." in name}
+    write_checkpoint(directory, all_of_them, case.config, shards=case.shards)
     for name, text in case.files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(text)
+    for name, values in modules.items():  # a layer of sentence-transformers, in a folder of its own
+        folder, _, short = name.partition(".")
+        dtype, raw = encode(values, "BF16")
+        write_safetensors(directory / folder / "model.safetensors", {short: (dtype, values.shape, raw)})
     configured = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     if case.tokenizer == "spm":
         (directory / "tokenizer.model").write_bytes(spm_model())
         configured["tokenizer_class"] = "LlamaTokenizer"
+    elif case.tokenizer == "wpm":
+        (directory / "tokenizer.json").write_text(json.dumps(tiny_words.wordpiece(VOCAB)))
+        configured = {f"{n}_token": f"[{n.upper()}]" for n in ("unk", "sep", "pad", "cls", "mask")}
+        configured["tokenizer_class"] = "BertTokenizer"
+    elif case.tokenizer == "xlmr":
+        special = (("<unk>", 2), ("<s>", 3), ("</s>", 3))
+        (directory / "sentencepiece.bpe.model").write_bytes(tiny_words.unigram_model(VOCAB - 2, special))
+        configured["tokenizer_class"] = "XLMRobertaTokenizer"
+    elif case.tokenizer == "t5":
+        special = (("<pad>", 3), ("</s>", 3), ("<unk>", 2))
+        (directory / "spiece.model").write_bytes(tiny_words.unigram_model(VOCAB, special))
+        configured = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "tokenizer_class": "T5Tokenizer"}
     else:
         (directory / "tokenizer.json").write_text(json.dumps(bpe_tokenizer(case.tokens)))
         configured["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from ggufround.arch import rope
+from ggufround.arch import rope, sentence
 from ggufround.arch.config import LAYER, flatten, n_expert, n_layer
 from ggufround.arch.pieces import pieces_of
 from ggufround.arch.spec import Architecture, Config, Drop, Layout, Output, Rule
@@ -90,12 +90,13 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     Raises InputError for a missing tensor and for a shape that does not match config.json, UnsupportedError for
     tensors that no rule takes and for a config that llama.cpp would run wrongly.
     """
-    config = flatten(checkpoint.config, arch.defaults)
+    config = flatten(checkpoint.config, arch.defaults) | sentence.modules(checkpoint)
     if arch.part == "text":
         rope.check(arch, config)
     for check in arch.checks:
         check(config)
-    drops = (*DROPS, *arch.drops, *FOREIGN[arch.part])
+    dense = any("_Dense." in name for rule in arch.rules for name in _sources(rule))
+    drops = (*DROPS, *arch.drops, *FOREIGN[arch.part], *(() if dense else (sentence.DROP,)))
     reasons = {name: reason for name in checkpoint.tensors if (reason := _drop_reason(drops, name)) is not None}
     sources = _without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
     made: dict[str, Output] = {}

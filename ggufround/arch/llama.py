@@ -61,7 +61,7 @@ LLAMA = Architecture(
         KV("vocab_size", count("vocab_size")),
         KV("rope.dimension_count", lambda config: u32(head_dim(config))),
     ),
-    tokenizers=("spm", "llama_hf", "bpe"),
+    tokenizers=("tekken", "spm", "llama_hf", "bpe"),
     defaults={
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,

@@ -26,6 +26,7 @@ from ggufround.arch.config import (
 )
 from ggufround.arch.general import general
 from ggufround.arch.layout import outputs
+from ggufround.arch.sentence import classifier_pooling, modules, pooling_type
 from ggufround.arch.spec import KV, Architecture, Config, Layout, Output, Reader
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.gguf_file import Field, f32, string, u32
@@ -89,6 +90,10 @@ COMMON = (
 )
 
 
+# what models of text vectors say besides
+POOLED = (KV("pooling_type", pooling_type), KV("classifier.pooling_type", classifier_pooling))
+
+
 def without(kvs: tuple[KV, ...], *keys: str) -> tuple[KV, ...]:
     """The rows of `kvs` but those of `keys`."""
     return tuple(kv for kv in kvs if kv.key not in keys)
@@ -103,7 +108,7 @@ def replaced(kvs: tuple[KV, ...], *rows: KV) -> tuple[KV, ...]:
 def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None = None) -> dict[str, Field]:
     """The `general.*` and `{arch}.*` fields in llama.cpp's order. Raises InputError naming the key of config.json that
     is missing or of the wrong type."""
-    config = flatten(checkpoint.config, arch.defaults)
+    config = flatten(checkpoint.config, arch.defaults) | modules(checkpoint)
     kind = "model" if arch.part == "text" else "mmproj"
     fields = {"general.architecture": string(arch.name), "general.type": string(kind)}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ggufround.arch.checks import activation, fixed
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD, NORMS
-from ggufround.arch.metadata import COMMON, count_if_stated
+from ggufround.arch.metadata import COMMON, POOLED, count_if_stated
 from ggufround.arch.spec import KV, Architecture, Rule
 
 HEAD_NORMS = (
@@ -43,7 +43,7 @@ QWEN2 = Architecture(
     name="qwen2",
     classes=("Qwen2ForCausalLM", "Qwen2Model"),
     rules=(*ENDS, *NORMS, *ATTENTION, *FEED_FORWARD),
-    kvs=COMMON,
+    kvs=(*COMMON, *POOLED),
     tokenizers=("spm", "bpe"),
     defaults={
         "max_position_embeddings": 32768,

@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 
 from ggufround.checkpoint.members import INDEX, SIDE_FILES, shard_names
+from ggufround.checkpoint.modules import module_files
 from ggufround.errors import InputError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -33,7 +34,8 @@ def download(model: str, revision: str | None) -> Path:
     absent = [n for n in shards if n not in names]
     if absent:
         raise InputError(f"{model} on the hub needs {absent[0]}, which is not there; the upload is incomplete")
-    if _fetch(model, revision, shards) != root:
+    modules = [n for n in module_files(root, names) if n in names]
+    if _fetch(model, revision, [*shards, *modules]) != root:
         raise InputError(f"{model} was changed on the hub during the download; run the same command again")
     return root
 

@@ -34,11 +34,13 @@ SIDE_FILES: dict[str, int] = {  # base name -> most bytes
     "vocab.json": 64 << 20,
     "vocab.txt": 64 << 20,
     "merges.txt": 64 << 20,
+    "rwkv_vocab_v20230424.txt": 16 << 20,
     "chat_template.jinja": CONFIG_LIMIT,
     "chat_template.json": CONFIG_LIMIT,
     "preprocessor_config.json": CONFIG_LIMIT,
     "processor_config.json": CONFIG_LIMIT,
     "video_preprocessor_config.json": CONFIG_LIMIT,
+    "modules.json": CONFIG_LIMIT,
     "README.md": CONFIG_LIMIT,
 }
 

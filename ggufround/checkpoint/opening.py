@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from ggufround.checkpoint.gguf_source import open_gguf
@@ -10,6 +11,7 @@ from ggufround.checkpoint.hub import HUB_ID, download
 from ggufround.checkpoint.json_file import read_json
 from ggufround.checkpoint.members import CONFIG_LIMIT, PICKLES, member, pickled, shard_names, side_files
 from ggufround.checkpoint.methods import method_of
+from ggufround.checkpoint.modules import module_files, module_path
 from ggufround.checkpoint.packings import pack_up
 from ggufround.checkpoint.scales import attach_scales
 from ggufround.checkpoint.shards import read_shard
@@ -50,6 +52,14 @@ def _open_directory(source: str, root: Path) -> Checkpoint:
         raise InputError(f"cannot list {root}: {error.strerror}") from error
     tensors = _tensors(root, names)
     files = side_files(root, names)
+    for name in module_files(root, files):
+        if (found := module_path(root, name)) is None:
+            raise InputError(f"{source}: modules.json needs {name}, which is not there; download it")
+        if name.endswith(".json"):
+            files[name] = found
+        else:  # the weights of a dense layer, by their folder
+            folder = name.rpartition("/")[0]
+            tensors |= {f"{folder}.{n}": replace(ref, name=f"{folder}.{n}") for n, ref in read_shard(found).items()}
     if "config.json" not in files:
         raise InputError(f"{source} has weights but no config.json; download the model's small files too")
     config = read_json(files["config.json"], CONFIG_LIMIT, infinity=True)  # limits that are none

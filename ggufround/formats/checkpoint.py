@@ -291,6 +291,7 @@ class CheckpointSink:
         given = {key: field.value for key, field in self.layout.target.metadata.items()}
         put(self.layout.folder / PROVENANCE, _json({**given, **digests}))
         for name, data in self.layout.small.items():
+            (self.layout.folder / name).parent.mkdir(exist_ok=True)  # a module of sentence-transformers has a folder
             put(self.layout.folder / name, data)
         sync_folder(self.layout.folder)
 

@@ -65,9 +65,9 @@ def load_bpe(files: Files, pre: str | None, vocab_size: int | None) -> Vocab | N
             "BPE is what is supported without a tokenizer.model"
         )
     size = check_size(tokenizer.size if vocab_size is None else vocab_size, str(tokenizer.source))
-    tokenizer, dropped = _fit(tokenizer, size)
+    tokenizer, dropped = fit(tokenizer, size)
     found = find_pre(tokenizer, pre)
-    tokens, types = _tokens(tokenizer, size)
+    tokens, types = bpe_tokens(tokenizer, size)
     fields = {
         MODEL: string("gpt2"),
         PRE: string(found.pre),
@@ -137,7 +137,7 @@ def sentencepiece_fields(tokens: list[str], scores: list[float], types: list[int
     }
 
 
-def _fit(tokenizer: HuggingFace, size: int) -> tuple[HuggingFace, tuple[str, ...]]:
+def fit(tokenizer: HuggingFace, size: int) -> tuple[HuggingFace, tuple[str, ...]]:
     """Without the tokens that have no row in the embedding, and what to say about them; InputError if tokenizer.json
     itself gives one such an id."""
     fitting = {token: row for token, row in tokenizer.added.items() if row.id < size}
@@ -153,7 +153,7 @@ def _fit(tokenizer: HuggingFace, size: int) -> tuple[HuggingFace, tuple[str, ...
     return replace(tokenizer, added=fitting), notes
 
 
-def _tokens(tokenizer: HuggingFace, size: int) -> tuple[list[str], list[int]]:
+def bpe_tokens(tokenizer: HuggingFace, size: int) -> tuple[list[str], list[int]]:
     tokens = [f"[PAD{number}]" for number in range(size)]
     types = [int(TokenType.UNUSED)] * size
     for token, number in tokenizer.vocab.items():

@@ -14,7 +14,15 @@ from ggufround.checkpoint.json_file import parse_json, read_small_file
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError
 
-LIMITS = {"tokenizer.json": 128 << 20, "tokenizer.model": 64 << 20, "vocab.json": 64 << 20, "merges.txt": 64 << 20}
+LIMITS = {
+    "tokenizer.json": 128 << 20,
+    "tekken.json": 128 << 20,
+    "tokenizer.model": 64 << 20,
+    "spiece.model": 64 << 20,
+    "sentencepiece.bpe.model": 64 << 20,
+    "vocab.json": 64 << 20,
+    "merges.txt": 64 << 20,
+}
 LIMIT = 16 << 20  # bytes, every other file
 
 
@@ -28,12 +36,22 @@ class Files:
     config: dict[str, Any] | None  # tokenizer_config.json
     specials: dict[str, Any] | None  # special_tokens_map.json
     added: dict[str, Any] | None  # added_tokens.json
+    token_types: int = 1  # rows of a BERT's embedding of sentence A and B, which a GGUF file tells with the vocabulary
 
 
 def read_files(checkpoint: Checkpoint) -> Files:
     """InputError for a file that is too large, not UTF-8 or not sound JSON."""
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    return Files(checkpoint.files, checkpoint.config, *(read_json(checkpoint.files, name) for name in names))
+    stated = checkpoint.config.get("type_vocab_size", 1)
+    shapes = (ref.shape for name, ref in checkpoint.tensors.items() if name.endswith("token_type_embeddings.weight"))
+    return Files(
+        checkpoint.files,
+        checkpoint.config,
+        read_json(checkpoint.files, "tokenizer.json"),
+        read_json(checkpoint.files, "tokenizer_config.json"),
+        read_json(checkpoint.files, "special_tokens_map.json"),
+        read_json(checkpoint.files, "added_tokens.json"),
+        next((shape[0] for shape in shapes if shape), stated if isinstance(stated, int) and 0 < stated < 99 else 1),
+    )
 
 
 def read_bytes(path: Path) -> bytes:

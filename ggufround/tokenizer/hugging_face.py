@@ -40,8 +40,23 @@ _ENDOFTEXT = "<|endoftext|>"
 _GPT2 = {"bos_token": _ENDOFTEXT, "eos_token": _ENDOFTEXT, "unk_token": _ENDOFTEXT}
 _LLAMA = TokenizerClass({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, (True, False))
 _QWEN2 = TokenizerClass({"eos_token": _ENDOFTEXT, "unk_token": _ENDOFTEXT, "pad_token": _ENDOFTEXT}, None, "qwen2")
+_BERT = TokenizerClass(
+    {f"{key}_token": f"[{key.upper()}]" for key in ("unk", "sep", "pad", "cls", "mask")},
+)
+_ROBERTA = TokenizerClass(
+    {
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>",
+        "cls_token": "<s>", "mask_token": "<mask>",
+    }
+)  # fmt: skip
 _OTHER = TokenizerClass({})
 CLASSES = {
+    "BertTokenizer": _BERT,
+    "DistilBertTokenizer": _BERT,
+    "RobertaTokenizer": _ROBERTA,
+    "XLMRobertaTokenizer": _ROBERTA,
+    "CamembertTokenizer": _ROBERTA,
+    "T5Tokenizer": TokenizerClass({"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}),
     "LlamaTokenizer": _LLAMA,
     "CodeLlamaTokenizer": _LLAMA,
     "GemmaTokenizer": TokenizerClass(
@@ -61,6 +76,8 @@ MODEL_CLASSES = {
     "qwen2": "Qwen2Tokenizer", "qwen2_moe": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "qwen3_moe": "Qwen2Tokenizer",
     "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer", "gemma3": "GemmaTokenizer", "gemma3_text": "GemmaTokenizer",
     "granite": "GPT2Tokenizer", "granitemoe": "GPT2Tokenizer", "gpt2": "GPT2Tokenizer", "olmo2": "GPTNeoXTokenizer",
+    "bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "roberta": "RobertaTokenizer", "t5": "T5Tokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer", "mt5": "T5Tokenizer",
 }  # fmt: skip
 
 # transformers' own converters from the slow classes: normalizer and pre-tokenizer of a bare vocab.json

@@ -7,10 +7,17 @@ Kinds, tried in the order that an architecture names; one whose files are absent
 - "phi3": "spm" with Phi-3's own rule for added tokens; passed over for Phi-4's GPT-2 tokenizer
 - "llama_hf": tokenizer.json of a Llama without tokenizer.model: BPE with byte fallback
 - "bpe": byte-level BPE, tokenizer.json or vocab.json with merges.txt
+- "roberta": "bpe", and the number of token types
+- "bpe_cls": "bpe" of a BERT: bos, eos and sep are added unless the files say otherwise
+- "tekken": Mistral's tekken.json, where there is no tokenizer.json
+- "wpm": WordPiece, tokenizer.json or vocab.txt
+- "ugm": a unigram model, tokenizer.model, spiece.model or tokenizer.json
+- "xlmr": XLM-RoBERTa's, sentencepiece.bpe.model or tokenizer.json
+- "rwkv": rwkv_vocab_v20230424.txt
 
-llama.cpp's converters in these terms: Llama, Mistral, Mixtral, Granite, SmolLM3 are ("spm", "llama_hf", "bpe"), Qwen2
-and Qwen3 ("spm", "bpe"), Gemma 2 ("gemma",), Gemma 3 ("gemma", "bpe"), Phi-3 ("phi3", "bpe"), Qwen-MoE and OLMo-2
-("bpe",). "llama_hf" belongs to the Llama family alone, and brings along what else that family writes.
+llama.cpp's converters in these terms: Llama, Mistral, Mixtral, Granite, SmolLM3 are ("tekken", "spm", "llama_hf",
+"bpe"), Qwen2 and Qwen3 ("spm", "bpe"), Gemma 2 ("gemma",), Gemma 3 ("gemma", "bpe"), Phi-3 ("phi3", "bpe"), Qwen-MoE
+and OLMo-2 ("bpe",). "llama_hf" belongs to the Llama family alone, and brings along what else that family writes.
 """
 
 from __future__ import annotations
@@ -20,13 +27,17 @@ from dataclasses import replace
 
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError, UsageError
-from ggufround.gguf_file import Field, Kind, boolean
+from ggufround.gguf_file import Field, Kind, boolean, u32
 from ggufround.tokenizer.bpe import ADD_BOS, TOKENS, load_bpe, load_llama_hf
 from ggufround.tokenizer.files import Files, read_files
 from ggufround.tokenizer.pretokenizers import check_name
+from ggufround.tokenizer.rwkv import load_rwkv
 from ggufround.tokenizer.spec import Vocab
-from ggufround.tokenizer.special import special_fields
+from ggufround.tokenizer.special import TOKEN_TYPES, special_fields
 from ggufround.tokenizer.spm import ADD_SPACE_PREFIX, load_gemma, load_phi3, load_spm
+from ggufround.tokenizer.tekken import load_tekken
+from ggufround.tokenizer.unigram import load_ugm, load_xlmr
+from ggufround.tokenizer.wordpiece import load_wpm
 
 Loader = Callable[[Files, str | None, int | None], Vocab | None]
 KINDS: dict[str, Loader] = {
@@ -35,6 +46,19 @@ KINDS: dict[str, Loader] = {
     "phi3": lambda files, pre, size: load_phi3(files, size),
     "llama_hf": lambda files, pre, size: load_llama_hf(files, size),
     "bpe": load_bpe,
+    "roberta": lambda files, pre, size: _roberta(files, load_bpe(files, pre, size)),
+    "bpe_cls": lambda files, pre, size: _around(load_bpe(files, pre, size)),
+    "tekken": lambda files, pre, size: load_tekken(files, size),
+    "wpm": lambda files, pre, size: load_wpm(files, size),
+    "ugm": lambda files, pre, size: load_ugm(files, size),
+    "xlmr": lambda files, pre, size: load_xlmr(files, size),
+    "rwkv": lambda files, pre, size: load_rwkv(files, size),
+}
+NEEDED = {
+    "wpm": "a WordPiece tokenizer.json or vocab.txt",
+    "ugm": "spiece.model or a Unigram tokenizer.json",
+    "xlmr": "sentencepiece.bpe.model or a Unigram tokenizer.json",
+    "rwkv": "rwkv_vocab_v20230424.txt",
 }
 CODE_LLAMA, SMALL_GRANITE = 32016, 49152  # vocabulary sizes by which llama.cpp's converter tells these two
 
@@ -60,20 +84,34 @@ def load_vocab(
     if vocab_size is None:
         size = checkpoint.config.get("vocab_size")
         vocab_size = size if isinstance(size, int) else None
-    found = (KINDS[kind](files, pre, vocab_size) for kind in order)
-    vocab = next((vocab for vocab in found if vocab is not None), None)
+    found = ((kind, KINDS[kind](files, pre, vocab_size)) for kind in order)
+    kind, vocab = next(((kind, vocab) for kind, vocab in found if vocab is not None), ("", None))
     if vocab is None:
+        needed = dict.fromkeys(NEEDED.get(kind, "tokenizer.model or tokenizer.json") for kind in order)
         raise InputError(
-            f"{checkpoint.source} has no tokenizer: tokenizer.model or tokenizer.json is needed "
+            f"{checkpoint.source} has no tokenizer: {' or '.join(needed)} is needed "
             f"(found {', '.join(sorted(checkpoint.files)) or 'no file beside the weights'})"
         )
-    if pre is not None and vocab.model != "gpt2":
-        raise UsageError(f"--pre {pre}: a SentencePiece vocabulary has no pre-tokenizer; leave --pre out")
-    fields = _llama(files, vocab, vocab_size) if "llama_hf" in order else vocab.metadata
+    if pre is not None and (vocab.model != "gpt2" or kind == "tekken"):
+        what = {"llama": "a SentencePiece", "bert": "a WordPiece", "t5": "a unigram"}.get(vocab.model, "this")
+        raise UsageError(f"--pre {pre}: {what} vocabulary has no pre-tokenizer to choose; leave --pre out")
+    fields = _llama(files, vocab, vocab_size) if "llama_hf" in order and kind != "tekken" else vocab.metadata
     vocab = replace(vocab, metadata=fields)
     _check_text(vocab, checkpoint.source)
     _check_unique(vocab.metadata[TOKENS].value, checkpoint.source)
     return vocab
+
+
+def _roberta(files: Files, vocab: Vocab | None) -> Vocab | None:
+    """What is around a text is known from tokenizer.json; without one, it is what RobertaTokenizer has."""
+    vocab = _around(vocab) if files.tokenizer is None else vocab
+    count = {TOKEN_TYPES: u32(files.token_types)}
+    return None if vocab is None else replace(vocab, metadata={**vocab.metadata, **count})
+
+
+def _around(vocab: Vocab | None) -> Vocab | None:
+    around = {f"tokenizer.ggml.add_{kind}_token": boolean(True) for kind in ("bos", "eos", "sep")}
+    return None if vocab is None else replace(vocab, metadata={**around, **vocab.metadata})
 
 
 def _llama(files: Files, vocab: Vocab, vocab_size: int | None) -> dict[str, Field]:

@@ -27,6 +27,7 @@ ID_KEYS = {
 }  # llama.cpp reads no id of type cls
 ADDS = ("bos", "eos", "sep")
 TEMPLATE = "tokenizer.chat_template"
+TOKEN_TYPES = "tokenizer.ggml.token_type_count"
 
 
 def special_fields(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ggufround.errors import InputError
 from ggufround.gguf_file import boolean
@@ -30,6 +30,15 @@ class Piece(NamedTuple):
     text: str
     score: float
     type: int  # TokenType
+
+
+class Settings(NamedTuple):
+    """What a model says besides its pieces."""
+
+    kind: int  # trainer_spec.model_type: 1 unigram, 2 BPE
+    table: bytes  # normalizer_spec.precompiled_charsmap
+    prefix: bool  # add_dummy_prefix
+    merges_spaces: bool  # remove_extra_whitespaces
 
 
 class _Override(NamedTuple):
@@ -125,6 +134,21 @@ def read_pieces(data: bytes, where: str) -> Iterator[Piece]:
         raise InputError(f"{where} is no sentencepiece model: {error or 'truncated'}") from error
     if not whole:
         raise InputError(f"{where} ends before its trainer_spec: it was cut off; download it again")
+
+
+def read_settings(data: bytes, where: str) -> Settings:
+    """Of a tokenizer.model: trainer_spec (field 2) and normalizer_spec (field 3), whose absent fields have defaults."""
+    found: dict[tuple[int, int], Any] = {(2, 3): 1, (3, 2): slice(0), (3, 3): 1, (3, 4): 1}
+    try:
+        for field, value in _fields(data, 0, len(data)):
+            if field in (2, 3) and isinstance(value, slice):
+                found |= {(field, part): inner for part, inner in _fields(data, value.start, value.stop)}
+    except (IndexError, ValueError) as error:
+        raise InputError(f"{where} is no sentencepiece model: {error or 'truncated'}") from error
+    table = found[3, 2]
+    if not isinstance(table, slice) or not all(isinstance(found[key], int) for key in ((2, 3), (3, 3), (3, 4))):
+        raise InputError(f"{where} is no sentencepiece model: a setting of the wrong type")
+    return Settings(found[2, 3], data[table], bool(found[3, 3]), bool(found[3, 4]))
 
 
 def _fields(data: bytes, position: int, stop: int) -> Iterator[tuple[int, int | bytes | slice]]:

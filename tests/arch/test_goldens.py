@@ -31,6 +31,11 @@ DIFFERENCES = {
         Field(Kind.F32, 0.96607375),
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
+    ("bert-classifier", "general.size_label"): (Field(Kind.STRING, "302K"), "the pooler counts, see MORE"),
+}
+# Tensors that the converter leaves out, though llama.cpp has a place for them.
+MORE = {
+    "bert-classifier": {"cls.weight", "cls.bias"},  # BERT's pooler, without which a classifier sees other vectors
 }
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
@@ -48,6 +53,7 @@ def checkpoint(case: tiny_models.Tiny, parent: Path) -> Checkpoint:
     root = parent / case.name
     root.mkdir()
     for name, text in case.files.items():
+        (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(text)
     tensors = {
         name: TensorRef(name, "BF16", shape, root / "model.safetensors", 0, 2 * int(np.prod(shape)))
@@ -64,6 +70,10 @@ def evaluate(case: tiny_models.Tiny, output: Output) -> F32:
     for piece in output.pieces:
         stored = bf16_bits(tiny_models.weight(case, piece.source.name, piece.source.shape))
         rows = (stored.astype(np.uint32) << 16).view(np.float32).reshape(piece.source.rows, piece.source.columns)
+        if piece.read:
+            assert piece.via is not None
+            parts.append(piece.via(rows[piece.first : piece.first + piece.read]).reshape(-1, output.shape[-1]))
+            continue
         for first in range(piece.first, piece.first + piece.rows, piece.granule):
             slab = rows[first : first + piece.granule]
             parts.append(piece.via(slab) if piece.via else slab)
@@ -80,7 +90,10 @@ def test_tensors_equal_the_converters(case: tiny_models.Tiny, tmp_path: Path) ->
         assert values.dtype == np.float32
         digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
         found[output.name] = ["F32" if output.float32 else "F16", list(output.shape), digest]
-    assert found == golden(case.name)["tensors"]
+    assert MORE.get(case.name, set()) <= found.keys()
+    assert {name: row for name, row in found.items() if name not in MORE.get(case.name, ())} == golden(case.name)[
+        "tensors"
+    ]
 
 
 @pytest.mark.parametrize("case", tiny_models.CASES.values(), ids=lambda case: case.name)

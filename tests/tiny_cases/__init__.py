@@ -1,10 +1,11 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import falcon_h1, first, mamba, vision
+from tiny_cases import encoders, falcon_h1, first, mamba, vision
 
 MODULES = (
     first,
     vision,
     mamba,
     falcon_h1,
+    encoders,
 )

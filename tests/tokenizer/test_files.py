@@ -12,6 +12,7 @@ from ggufround.errors import GgufroundError, InputError
 from ggufround.tokenizer import load_vocab
 from ggufround.tokenizer.spm import read_pieces
 from tiny_tokenizers import CASES, TEXT, Case, byte_bpe, dump, spm_model, spm_pieces, token
+from tiny_vocabularies import CASES as OTHERS
 
 PLAIN = CASES["gpt2"]
 
@@ -82,9 +83,14 @@ def test_two_tokens_of_one_text_are_refused_since_llama_cpp_aborts(tmp_path: Pat
         load_vocab(case.checkpoint(tmp_path), ("bpe",), "gpt-2")
 
 
-@pytest.mark.parametrize("name", ["llama 3", "qwen 2", "llama 2", "phi 3", "llama from tokenizer.json alone"])
+VARIED = ("llama 3", "qwen 2", "llama 2", "phi 3", "llama from tokenizer.json alone")
+JSON = "tokenizer.json"
+OTHER_VARIED = ("bert", "xlm-roberta from tokenizer.json", "tekken with its own special tokens", "roberta")
+
+
+@pytest.mark.parametrize("name", [*VARIED, *OTHER_VARIED])
 def test_files_with_any_value_replaced_load_or_raise_our_errors(name: str, tmp_path: Path) -> None:
-    case, rng = CASES[name], random.Random(name)
+    case, rng = (CASES | OTHERS)[name], random.Random(name)
     values: list[Any] = [None, True, -1, 2**70, 1.5, "", "x", [], {}, [[]], {"a": {}}, [1], [None]]
     names = sorted(file for file in case.files if file.endswith(".json"))
     refused = 0
@@ -107,6 +113,44 @@ def test_files_with_any_value_replaced_load_or_raise_our_errors(name: str, tmp_p
         except GgufroundError:
             refused += 1
     assert 0 < refused < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "message"),
+    [
+        ("bert", JSON, b'"continuing_subword_prefix": "##"', b'"continuing_subword_prefix": "_"', "begin with"),
+        ("bert from vocab.txt", "vocab.txt", b"[UNK]\n", b"[PAD]\n", "twice"),
+        ("bert from vocab.txt", "vocab.txt", b"[SEP]\n", b"[SEQ]\n", "no token '\\[SEP\\]'"),
+        ("t5", "spiece.model", b"\x12\x02\x18\x01", b"\x12\x02\x18\x02", "kind 2"),
+        ("t5 from tokenizer.json", JSON, b'"precompiled_charsmap": "', b'"precompiled_charsmap": "!', "base64"),
+        ("t5 from tokenizer.json", JSON, b'"Precompiled"', b'"Lowercase"', "no normalizer Lowercase"),
+        ("tekken", "tekken.json", b'"rank": 300', b'"rank": 301', "rank 300"),
+        ("tekken", "tekken.json", b'_special_tokens": 24', b'_special_tokens": 2', "special tokens"),
+        ("tekken", "tekken.json", b'"default_vocab_size": 3', b'"default_vocab_size": 9', "promises"),
+        ("rwkv", "rwkv_vocab_v20230424.txt", b"257 'the' 3", b"257 'the' 4", "line 257"),
+        ("rwkv", "rwkv_vocab_v20230424.txt", b"257 'the' 3", b"257 open('x') 3", "line 257"),
+        ("rwkv", "rwkv_vocab_v20230424.txt", b"257 'the' 3\n", b"257 'the' 3\n" * 99, "another model's"),
+    ],
+)  # fmt: skip
+def test_a_damaged_vocabulary_of_another_kind_is_refused(
+    name: str, file: str, old: bytes, new: bytes, message: str, tmp_path: Path
+) -> None:
+    case = OTHERS[name]
+    assert old in case.files[file]
+    with pytest.raises(GgufroundError, match=message):
+        broken(tmp_path, file, case.files[file].replace(old, new, 1), case)
+
+
+@pytest.mark.parametrize(("kind", "file"), [("wpm", "vocab.txt"), ("ugm", "spiece.model"), ("rwkv", "rwkv_vocab")])
+def test_what_is_missing_is_named(kind: str, file: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=file):
+        load_vocab(Case({}, {}).checkpoint(tmp_path), (kind,))
+
+
+def test_a_flag_that_llama_cpp_lacks_is_told(tmp_path: Path) -> None:
+    text = OTHERS["bert"].files["tokenizer.json"].replace(b'"clean_text": true', b'"clean_text": false')
+    case = Case(OTHERS["bert"].files | {"tokenizer.json": text}, {}, ("wpm",))
+    assert "clean_text" in load_vocab(case.checkpoint(tmp_path), case.order).notes[0]
 
 
 def test_pieces_are_what_sentencepiece_reads(tmp_path: Path) -> None:

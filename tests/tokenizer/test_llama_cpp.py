@@ -1,8 +1,11 @@
 """llama.cpp, with the vocabulary that we write, cuts text into the ids that the tokenizer itself gives."""
 
+import ast
+import base64
 import json
 import urllib.request
 from collections.abc import Mapping
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from ggufround.gguf_file import Field, TensorInfo, encode_header, f32, padded, s
 from ggufround.tokenizer import Vocab, load_vocab
 from ggufround.tokenizer.pretokenizers import CHECK_TEXT, FALLBACK, STRUCTURES, Structure
 from tiny_tokenizers import CASES, TEXT, Case, byte_bpe, dump, token
+from tiny_vocabularies import CASES as OTHERS
 
 pytestmark = pytest.mark.peer
 xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp itself: pip install xllamacpp")
@@ -40,8 +44,8 @@ JSON_CASES = (
 )
 
 
-def tokenize(vocab: Vocab, path: Path) -> list[list[int]]:
-    """The ids that llama.cpp gives to TEXTS, through a model of one layer of zeros."""
+def tokenize(vocab: Vocab, path: Path, texts: tuple[str, ...] = TEXTS) -> list[list[int]]:
+    """The ids that llama.cpp gives to each text, through a model of one layer of zeros."""
     model: Mapping[str, Field] = {
         "general.architecture": string("llama"),
         **{f"llama.{key}": u32(32) for key in ("context_length", "embedding_length", "feed_forward_length")},
@@ -61,7 +65,7 @@ def tokenize(vocab: Vocab, path: Path) -> list[list[int]]:
     params.model.path, params.warmup, params.n_ctx, params.cpuparams.n_threads = str(path), False, 64, 1
     server = xllamacpp.Server(params)
     found = []
-    for text in TEXTS:
+    for text in texts:
         body = json.dumps({"content": text, "add_special": False}).encode()
         request = urllib.request.Request(
             f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"}
@@ -71,8 +75,8 @@ def tokenize(vocab: Vocab, path: Path) -> list[list[int]]:
     return found
 
 
-def check(vocab: Vocab, want: list[list[int]], folder: Path) -> None:
-    for text, ours, theirs in zip(TEXTS, tokenize(vocab, folder / "tiny.gguf"), want, strict=True):
+def check(vocab: Vocab, want: list[list[int]], folder: Path, texts: tuple[str, ...] = TEXTS) -> None:
+    for text, ours, theirs in zip(texts, tokenize(vocab, folder / "tiny.gguf", texts), want, strict=True):
         assert ours == theirs, text
 
 
@@ -98,3 +102,69 @@ def test_a_tokenizer_model_is_cut_as_sentencepiece_does(name: str, tmp_path: Pat
     case = CASES[name]
     peer = sentencepiece.SentencePieceProcessor(model_proto=case.files["tokenizer.model"])
     check(load_vocab(case.checkpoint(tmp_path), case.order), [peer.encode(text) for text in TEXTS], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bert", "cased bert", "xlm-roberta from tokenizer.json", "t5 from tokenizer.json", "roberta", "modern bert"],
+)
+def test_the_vocabulary_of_an_encoder_is_cut_as_tokenizers_does(name: str, tmp_path: Path) -> None:
+    case = OTHERS[name]
+    vocab = load_vocab(case.checkpoint(tmp_path), case.order)
+    peer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    check(vocab, [peer.encode(text, add_special_tokens=False).ids for text in TEXTS], tmp_path)
+
+
+def test_a_vocab_txt_is_cut_as_the_same_tokenizer_json(tmp_path: Path) -> None:
+    case, same = OTHERS["bert from vocab.txt"], OTHERS["bert"]
+    peer = Tokenizer.from_str(same.files["tokenizer.json"].decode())
+    want = [peer.encode(text, add_special_tokens=False).ids for text in TEXTS]
+    check(load_vocab(case.checkpoint(tmp_path), case.order), want, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["t5", "t5 without table and prefix", "xlm-roberta"])
+def test_a_unigram_model_is_cut_as_sentencepiece_does(name: str, tmp_path: Path) -> None:
+    case = OTHERS[name]
+    model = next(data for file, data in case.files.items() if file.endswith(".model"))
+    peer = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ids = {0: 3, 1: 0, 2: 2} if name == "xlm-roberta" else {}
+    want = [[ids.get(i, i + (name == "xlm-roberta")) for i in peer.encode(text)] for text in TEXTS]
+    check(load_vocab(case.checkpoint(tmp_path), case.order), want, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tekken", "tekken with its own special tokens"])
+def test_a_tekken_json_is_cut_as_its_ranks_say(name: str, tmp_path: Path) -> None:
+    """Against the definition: of all neighbours whose bytes together are a token, those of the lowest rank join."""
+    case = OTHERS[name]
+    document = json.loads(case.files["tekken.json"])
+    config = document["config"]
+    first = config["default_num_special_tokens"]
+    ranks = {base64.b64decode(row["token_bytes"]): row["rank"] for row in document["vocab"]}
+    ranks = {token: rank for token, rank in ranks.items() if rank < config["default_vocab_size"] - first}
+    words = ("thequick", "weather", "others", "\u6211\u60f3", "things")  # no boundary inside
+
+    def joined(text: str) -> list[int]:
+        parts = [bytes([byte]) for byte in text.encode()]
+        while pairs := [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]:
+            i = min(pairs)[1]
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        return [first + ranks[part] for part in parts]
+
+    check(load_vocab(case.checkpoint(tmp_path), case.order), [joined(word) for word in words], tmp_path, words)
+
+
+def test_an_rwkv_vocabulary_is_cut_by_the_longest_token(tmp_path: Path) -> None:
+    case = OTHERS["rwkv"]
+    lines = case.files["rwkv_vocab_v20230424.txt"].decode().splitlines()
+    tokens = [ast.literal_eval(" ".join(line.split(" ")[1:-1])) for line in lines]
+    ids = {token.encode() if isinstance(token, str) else token: i for i, token in enumerate(tokens, 1)}
+
+    def longest(data: bytes) -> list[int]:
+        found = []
+        while data:
+            size = max(n for n in range(1, 20) if data[:n] in ids)
+            found.append(ids[data[:size]])
+            data = data[size:]
+        return found
+
+    check(load_vocab(case.checkpoint(tmp_path), case.order), [longest(text.encode()) for text in TEXTS], tmp_path)

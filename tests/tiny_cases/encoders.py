@@ -1,0 +1,156 @@
+"""Tiny models that make vectors of texts: BERT and its kin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tiny_parts import EMBD, FF, HEADS, LAYERS, VOCAB, Tiny
+
+CONTEXT = 96
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def encoder(class_name: str, model_type: str, **further: Any) -> dict[str, Any]:
+    """What every encoder's config says; None leaves a key out."""
+    common: dict[str, Any] = {
+        "architectures": [class_name],
+        "model_type": model_type,
+        "vocab_size": VOCAB,
+        "hidden_size": EMBD,
+        "intermediate_size": FF,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "hidden_act": "gelu",
+        "max_position_embeddings": CONTEXT,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+        "torch_dtype": "bfloat16",
+    }
+    return {key: value for key, value in (common | further).items() if value is not None}
+
+
+def pooled(mode: str) -> dict[str, str]:
+    """sentence-transformers' files for a pooling, the mode as old ones state it but for the last token's."""
+    listed = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    old = {f"pooling_mode_{key}": key.startswith(mode) for key in ("cls_token", "mean_tokens", "max_tokens")}
+    config = {"word_embedding_dimension": EMBD} | ({"pooling_mode": mode} if mode == "lasttoken" else old)
+    return {"modules.json": json.dumps(listed), "1_Pooling/config.json": json.dumps(config)}
+
+
+def linear(name: str, rows: int, columns: int, bias: bool = True) -> Shapes:
+    yield f"{name}.weight", (rows, columns)
+    if bias:
+        yield f"{name}.bias", (rows,)
+
+
+def norm(name: str, kinds: tuple[str, str] = ("weight", "bias")) -> Shapes:
+    for kind in kinds:
+        yield f"{name}.{kind}", (EMBD,)
+
+
+def bert_like(
+    prefix: str = "", kinds: tuple[str, str] = ("weight", "bias"), types: int = 2, pooler: bool = True
+) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        f"{prefix}embeddings.word_embeddings.weight": (VOCAB, EMBD),
+        f"{prefix}embeddings.position_embeddings.weight": (CONTEXT, EMBD),
+        f"{prefix}embeddings.token_type_embeddings.weight": (types, EMBD),
+    } | dict(norm(f"{prefix}embeddings.LayerNorm", kinds))
+    for i in range(LAYERS):
+        block = f"{prefix}encoder.layer.{i}."
+        for name in ("query", "key", "value"):
+            shapes |= dict(linear(f"{block}attention.self.{name}", EMBD, EMBD))
+        shapes |= dict(linear(f"{block}attention.output.dense", EMBD, EMBD))
+        shapes |= dict(norm(f"{block}attention.output.LayerNorm", kinds))
+        shapes |= dict(linear(f"{block}intermediate.dense", FF, EMBD))
+        shapes |= dict(linear(f"{block}output.dense", EMBD, FF))
+        shapes |= dict(norm(f"{block}output.LayerNorm", kinds))
+    return shapes | (dict(linear(f"{prefix}pooler.dense", EMBD, EMBD)) if pooler else {})
+
+
+def distilbert_like() -> dict[str, tuple[int, ...]]:
+    shapes = {
+        "distilbert.embeddings.word_embeddings.weight": (VOCAB, EMBD),
+        "distilbert.embeddings.position_embeddings.weight": (CONTEXT, EMBD),
+    } | dict(norm("distilbert.embeddings.LayerNorm"))
+    for i in range(LAYERS):
+        block = f"distilbert.transformer.layer.{i}."
+        for name in ("q_lin", "k_lin", "v_lin", "out_lin"):
+            shapes |= dict(linear(f"{block}attention.{name}", EMBD, EMBD))
+        shapes |= dict(norm(f"{block}sa_layer_norm"))
+        shapes |= dict(linear(f"{block}ffn.lin1", FF, EMBD)) | dict(linear(f"{block}ffn.lin2", EMBD, FF))
+        shapes |= dict(norm(f"{block}output_layer_norm"))
+    return shapes
+
+
+def nomic_like() -> dict[str, tuple[int, ...]]:
+    shapes = {
+        "embeddings.word_embeddings.weight": (VOCAB, EMBD),
+        "embeddings.token_type_embeddings.weight": (2, EMBD),
+    } | dict(norm("emb_ln"))
+    for i in range(LAYERS):
+        block = f"encoder.layers.{i}."
+        shapes |= dict(linear(f"{block}attn.Wqkv", 3 * EMBD, EMBD, False))
+        shapes |= dict(linear(f"{block}attn.out_proj", EMBD, EMBD, False))
+        shapes |= dict(linear(f"{block}mlp.fc11", FF, EMBD, False)) | dict(linear(f"{block}mlp.fc12", FF, EMBD, False))
+        shapes |= dict(linear(f"{block}mlp.fc2", EMBD, FF, False))
+        shapes |= dict(norm(f"{block}norm1")) | dict(norm(f"{block}norm2"))
+    return shapes
+
+
+def nomic_norms(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Norms of other names than most, near 1."""
+    if not name.endswith(("norm1.weight", "norm2.weight", "emb_ln.weight")):
+        return None
+    return 1 + np.random.default_rng(len(name)).standard_normal(shape) / 3
+
+
+BERT_HEAD = {
+    "cls.predictions.bias": (VOCAB,),
+    "cls.predictions.transform.dense.weight": (EMBD, EMBD),
+    "cls.seq_relationship.weight": (2, EMBD),
+}
+ROBERTA = {"max_position_embeddings": CONTEXT, "pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
+           "bos_token_id": 0, "eos_token_id": 2}  # fmt: skip
+NOMIC = {
+    "hidden_size": None, "intermediate_size": None, "num_hidden_layers": None, "num_attention_heads": None,
+    "hidden_act": None, "max_position_embeddings": None, "layer_norm_eps": None, "n_embd": EMBD, "n_inner": FF,
+    "n_layer": LAYERS, "n_head": HEADS, "n_positions": 8192, "activation_function": "swiglu", "causal": False,
+    "layer_norm_epsilon": 1e-12, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "prenorm": False,
+    "qkv_proj_bias": False, "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False,
+    "max_trained_positions": 2048,
+}  # fmt: skip
+
+CASES = (
+    Tiny("bert", encoder("BertModel", "bert"), bert_like(), "wpm", files=pooled("mean"), proof="embedding",
+         mistakes=("norm",)),
+    Tiny("bert-masked", encoder("BertForMaskedLM", "bert", num_hidden_layers=LAYERS),
+         bert_like("bert.", ("gamma", "beta"), pooler=False) | BERT_HEAD, "wpm", files=pooled("cls"),
+         proof="embedding", mistakes=("norm",), loads=False),
+    Tiny("bert-classifier", encoder("BertForSequenceClassification", "bert", id2label={"0": "LABEL_0"}),
+         bert_like("bert.") | dict(linear("classifier", 1, EMBD)), "wpm", proof="loads"),
+    Tiny("roberta", encoder("RobertaModel", "roberta", **ROBERTA), bert_like(types=1), "roberta", files=pooled("cls"),
+         proof="embedding", mistakes=("norm",)),
+    Tiny("xlm-roberta", encoder("XLMRobertaModel", "xlm-roberta", **ROBERTA), bert_like("roberta.", types=1), "xlmr",
+         files=pooled("mean"), proof="embedding", mistakes=("norm",)),
+    Tiny("xlm-roberta-classifier",
+         encoder("XLMRobertaForSequenceClassification", "xlm-roberta", id2label={"0": "LABEL_0"}, **ROBERTA),
+         bert_like("roberta.", types=1, pooler=False) | dict(linear("classifier.dense", EMBD, EMBD))
+         | dict(linear("classifier.out_proj", 1, EMBD)), "xlmr", proof="loads"),
+    Tiny("distilbert",
+         encoder("DistilBertModel", "distilbert", hidden_size=None, intermediate_size=None, num_hidden_layers=None,
+                 num_attention_heads=None, hidden_act=None, type_vocab_size=None, layer_norm_eps=None, dim=EMBD,
+                 hidden_dim=FF, n_layers=LAYERS, n_heads=HEADS, activation="gelu"),
+         distilbert_like(), "wpm", files=pooled("mean"), proof="embedding", mistakes=("norm",)),
+    Tiny("nomic-bert", encoder("NomicBertModel", "nomic_bert", **NOMIC) | {"rotary_emb_scale_base": None},
+         nomic_like(), "wpm", files=pooled("mean"),
+         proof="embedding", special=nomic_norms),
+)  # fmt: skip
