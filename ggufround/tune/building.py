@@ -144,7 +144,6 @@ def find_ends(model: PreTrainedModel) -> tuple[torch.nn.Embedding, torch.nn.Line
     if (
         not isinstance(embedding, torch.nn.Embedding)
         or not isinstance(head, torch.nn.Linear)
-        or getattr(head, "bias", None) is not None
         or not model.config.hidden_size == embedding.embedding_dim == head.in_features
     ):
         raise UnsupportedError(

@@ -205,17 +205,19 @@ class Skeleton:
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 
-    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, rows: Tensor, first: int = 0) -> Tensor:
         """Logits [b, s, k] of the last block's output [b, s, hidden] for k rows of the output matrix, float32 [k,
-        hidden]: final norm, matrix, scaling or soft cap. Differentiable in both. Needs `load_head`."""
+        hidden], from row number `first` on: final norm, matrix and bias, scaling or soft cap. Differentiable in
+        both. Needs `load_head`."""
         assert self._rest_loaded, "load_head comes first"
         flat = hidden.reshape(1, -1, hidden.shape[-1])
+        bias = None if self._head.bias is None else self._head.bias[first : first + len(rows)].to(rows.dtype)
 
         def given(*args: Any, **kwargs: Any) -> Tensor:
             return flat
 
         def slab(x: Tensor) -> Tensor:
-            return nn.functional.linear(x.to(rows.dtype), rows)
+            return nn.functional.linear(x.to(rows.dtype), rows, bias)
 
         forwards = {layer: _hand_on for layer in self._layers} | {self._layers[-1]: given, self._head: slab}
         one = torch.zeros(1, 1, self.hidden, dtype=hidden.dtype, device=self.device)  # positions end before the norm
