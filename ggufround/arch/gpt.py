@@ -7,18 +7,14 @@ src/models/*.cpp for what llama.cpp reads.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ggufround.arch import rope
-from ggufround.arch.checks import fixed
-from ggufround.arch.config import N_EMBD, N_FF, N_HEAD, find, integer, n_embd, n_head, n_head_kv, n_layer
-from ggufround.arch.metadata import constant, count, real
+from ggufround.arch.checks import GELU, fixed
+from ggufround.arch.config import N_EMBD, N_FF, N_HEAD, integer, n_embd, n_head_kv, n_layer
+from ggufround.arch.metadata import count, real
 from ggufround.arch.spec import KV, Architecture, Config, Drop, Rule, with_biases
-from ggufround.arch.transforms import query_key_value, transpose
-from ggufround.gguf_file import boolean, string, u32
+from ggufround.arch.transforms import transpose
+from ggufround.gguf_file import u32
 
-# llama.cpp's GELU is the approximation by tanh; the exact one differs by less than a thousandth.
-GELU = (None, "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 CONTEXT = ("n_positions", "n_ctx")
 BLOCKS = KV("block_count", lambda config: u32(n_layer(config)))
 WIDTH = KV("embedding_length", count(*N_EMBD))

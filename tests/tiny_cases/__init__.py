@@ -1,5 +1,5 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import first, gpt
+from tiny_cases import first, gpt, phi
 
-MODULES = (first, gpt)
+MODULES = (first, gpt, phi)

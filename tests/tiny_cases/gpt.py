@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from zlib import crc32
+
+import numpy as np
+
 from tiny_parts import EMBD, HEADS, LAYERS, VOCAB, Shapes, Tiny, config
 
 FF = 4 * EMBD
@@ -30,6 +35,13 @@ def gpt2_like(prefix: str = "transformer.") -> dict[str, tuple[int, ...]]:
     return shapes | dict(with_biases(f"{prefix}ln_f", EMBD))
 
 
+def norms_near_one(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Of norms that are called neither "norm" nor "layernorm"."""
+    if name.split(".")[-2].startswith("ln") and name.endswith(".weight"):
+        return 1 + np.random.default_rng(crc32(name.encode())).standard_normal(shape, dtype=np.float32) / 3
+    return None
+
+
 GPT2 = config(
     "GPT2LMHeadModel", "gpt2", hidden_size=None, intermediate_size=None, num_hidden_layers=None,
     num_attention_heads=None, num_key_value_heads=None, hidden_act=None, max_position_embeddings=None,
@@ -37,9 +49,10 @@ GPT2 = config(
     n_positions=CONTEXT, activation_function="gelu_new", layer_norm_epsilon=1e-5,
 )  # fmt: skip
 
-CASES = (
+GPT2_CASES = (
     Tiny("gpt2", GPT2, gpt2_like(), mistakes=("norm",)),
     Tiny("gpt2-untied", GPT2 | {"tie_word_embeddings": False}, gpt2_like() | {"lm_head.weight": (VOCAB, EMBD)},
          mistakes=("norm",)),
     Tiny("gpt2-bare", GPT2, gpt2_like(""), mistakes=("norm",)),
 )  # fmt: skip
+CASES = tuple(replace(case, special=norms_near_one) for case in GPT2_CASES)
