@@ -60,14 +60,22 @@ def build(checkpoint: Checkpoint) -> PreTrainedModel:
     _check_size(config, checkpoint)
     network: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     classes: Any = AutoModelForCausalLM
-    attention = register() if network._supports_sdpa else "eager"  # Gemma 2 caps its scores, which sdpa cannot
-    try:
-        with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
-            model = classes.from_config(
-                config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
-            )
-    except Exception as error:
-        raise InputError(f"{checkpoint.source}: transformers cannot build the model of config.json: {error}") from error
+    # Gemma 2 caps its scores, which sdpa cannot; Falcon has a table of the kinds that it knows
+    kinds = (register(), "sdpa") if network._supports_sdpa else ("eager",)
+    model, failure = None, None
+    for attention in kinds:
+        try:
+            with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
+                model = classes.from_config(
+                    config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+                )
+            break
+        except Exception as error:
+            failure = error
+    if model is None:
+        raise InputError(
+            f"{checkpoint.source}: transformers cannot build the model of config.json: {failure}"
+        ) from failure
     built: PreTrainedModel = model.eval().requires_grad_(False)
     return built
 
