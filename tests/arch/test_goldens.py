@@ -29,6 +29,18 @@ DIFFERENCES = {
         Field(Kind.F32, 0.96607375),
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
+    ("gptneox-sequential", "gptneox.rope.freq_base"): (
+        Field(Kind.F32, 1000.0),
+        "the converter leaves it out, and llama.cpp takes 10000",
+    ),
+    ("falcon-11b", "falcon.context_length"): (
+        Field(Kind.U32, 8192),
+        "the converter states the 2048 of the first models for all",
+    ),
+    ("falcon-11b", "falcon.rope.freq_base"): (
+        Field(Kind.F32, 5000042.0),
+        "the converter leaves it out, and llama.cpp takes 10000",
+    ),
 }
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
