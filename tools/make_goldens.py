@@ -85,7 +85,7 @@ def main() -> None:
 
     from tiny_cases import MODULES  # not tiny_models: it needs what ggufround does
 
-    cases = {case.name: case for module in MODULES for case in module.CASES}
+    cases = {case.name: case for module in MODULES for case in module.CASES if case.converts}
     made_with = {
         "command": "python tools/make_goldens.py LLAMA_CPP_CHECKOUT",
         "converter": hashlib.sha256((Path(checkout) / "conversion" / "base.py").read_bytes()).hexdigest()[:16],
