@@ -1,4 +1,4 @@
-"""What the first generations of GPT hold besides what their converter understands."""
+"""Older models hold, state and lack what newer ones do not."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def test_keys_that_heads_cannot_share_are_refused() -> None:
         ("falcon", {"alibi": True}, "alibi is True"),
         ("falcon", {"parallel_attn": False}, "parallel_attn is False"),
         ("falcon-11b", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+        ("stablelm", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+        ("starcoder2", {"norm_type": "rms_norm"}, "norm_type is 'rms_norm'"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
     ],
 )
@@ -66,6 +68,8 @@ def test_what_llama_cpp_would_run_as_something_else_is_refused(name: str, config
         layout(name, config)
 
 
-def test_a_bias_that_llama_cpp_needs_must_be_there() -> None:
+def test_biases_and_norms_that_llama_cpp_needs_must_be_there() -> None:
     with pytest.raises(InputError, match=r"h\.1\.attn\.c_attn\.bias"):
         layout("gpt2", None, without=("transformer.h.1.attn.c_attn.bias",))
+    with pytest.raises(InputError, match="lacks 1 of 4 tensors of blk.0.attn_q_norm"):
+        layout("stablelm-12b", None, without=("model.layers.0.self_attn.q_layernorm.norms.2.weight",))

@@ -123,10 +123,16 @@ ALL = (
     Tiny("gpt2-untied", GPT2 | {"tie_word_embeddings": False}, gpt2_like() | {"lm_head.weight": (VOCAB, EMBD)},
          mistakes=("norm",)),
     Tiny("gpt2-bare", GPT2, gpt2_like(""), mistakes=("norm",)),
+    # as in openai-community/gpt2; the converter stops at the masks: "Can not map tensor"
+    Tiny("gpt2-masks", GPT2, gpt2_like("") | {f"h.{i}.attn.bias": (1, 1, CONTEXT, CONTEXT) for i in range(LAYERS)},
+         mistakes=("norm",), converts=False),
     Tiny("gptneox", NEOX, neox_like(), mistakes=("rope", "norm")),
     Tiny("gptneox-sequential", NEOX | {"use_parallel_residual": False, "rotary_pct": 1.0, "rotary_emb_base": 1000.0},
          neox_like(), mistakes=("rope", "norm")),
     Tiny("falcon", FALCON, falcon_like(1, "input_layernorm", head=True) , mistakes=("rope", "norm")),
+    # as in tiiuae/falcon-7b; transformers' config then says one key head for each query head, and the converter fails
+    Tiny("falcon-7b", {key: value for key, value in FALCON.items() if key != "num_kv_heads"},
+         falcon_like(1, "input_layernorm"), mistakes=("rope", "norm"), converts=False),
     Tiny("falcon-40b", FALCON_40B, falcon_like(2, "ln_attn", "ln_mlp"), mistakes=("rope", "norm")),
     Tiny("falcon-11b", FALCON_40B | {"num_ln_in_parallel_attn": 1, "rope_theta": 5000042.0, "ffn_hidden_size": FF,
                                      "max_position_embeddings": 8192, "tie_word_embeddings": False},
