@@ -40,6 +40,8 @@ class Tiny:
     converts: bool = True  # llama.cpp's converter makes a file of it; else there is no golden, for the reason stated
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
+    # Makes of transformers' network what llama.cpp runs, where the two differ for a reason that is not the file's.
+    altered: Callable[[Any], None] | None = None
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads"
     mistakes: tuple[str, ...] = ("rope", "gate", "norm")  # errors of a converter that must show in llama.cpp
 

@@ -9,11 +9,23 @@ from dataclasses import replace
 
 from ggufround.arch import rope
 from ggufround.arch.checks import GELU, activation, fixed
-from ggufround.arch.config import N_EMBD, N_FF, N_HEAD, N_HEAD_KV, n_head, n_layer, optional_integer
-from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD, NORMS
-from ggufround.arch.metadata import constant, count, real
-from ggufround.arch.spec import KV, Architecture, Rule, with_biases
-from ggufround.gguf_file import boolean, u32
+from ggufround.arch.config import (
+    N_EMBD,
+    N_EXPERT,
+    N_EXPERT_USED,
+    N_FF,
+    N_HEAD,
+    N_HEAD_KV,
+    n_head,
+    n_layer,
+    optional_integer,
+    optional_number,
+)
+from ggufround.arch.llama import ATTENTION, ENDS, EXPERTS, FEED_FORWARD, NORMS
+from ggufround.arch.metadata import constant, count, real, replaced
+from ggufround.arch.spec import KV, Architecture, Config, Rule, with_biases
+from ggufround.errors import UnsupportedError
+from ggufround.gguf_file import Field, boolean, f32, u32
 
 PHI3 = Architecture(
     name="phi3",
@@ -94,4 +106,40 @@ PHI2 = Architecture(
     rope_types=("default",),
 )
 
-FAMILY = (PHI3, PHI2)
+
+def scale_of_long_contexts(config: Config) -> Field | None:
+    """What rotated queries and keys are multiplied with; the converter computes Phi-3's factor instead."""
+    stated = optional_number(rope.parameters(config), "long_mscale")
+    return rope.longrope_attention_factor(config) if stated is None else f32(stated)
+
+
+def one_scale(config: Config) -> None:
+    short, long = (optional_number(rope.parameters(config), f"{kind}_mscale") for kind in ("short", "long"))
+    if short != long:
+        raise UnsupportedError(
+            f"config.json: short_mscale is {short} and long_mscale {long}; llama.cpp runs all contexts with one"
+        )
+
+
+# Phi-3.5-MoE: q, k and v apart, experts, and biases wherever llama.cpp expects them. llama.cpp takes its layer norms for
+# RMS norms and lets the two experts' weights add up to 1 (they are nearly 1 each): src/models/phimoe.cpp.
+PHIMOE = replace(
+    PHI3,
+    name="phimoe",
+    classes=("PhiMoEForCausalLM", "PhimoeForCausalLM"),
+    rules=(
+        ENDS[0],
+        *ATTENTION[:3],
+        *with_biases(ENDS[1], replace(ENDS[2], optional=False), *NORMS, ATTENTION[3]),
+        *EXPERTS,
+    ),
+    kvs=(
+        *replaced(PHI3.kvs, KV("rope.scaling.attn_factor", scale_of_long_contexts)),
+        KV("expert_used_count", count(*N_EXPERT_USED)),
+        KV("expert_count", count(*N_EXPERT)),
+    ),
+    defaults={**PHI3.defaults, "rope_theta": 1000000.0, "num_key_value_heads": 8, "num_experts_per_tok": 2},
+    checks=(*PHI3.checks, one_scale),
+)
+
+FAMILY = (PHI3, PHI2, PHIMOE)

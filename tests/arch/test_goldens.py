@@ -42,10 +42,15 @@ DIFFERENCES = {
         Field(Kind.F32, 5000042.0),
         "the converter leaves it out, and llama.cpp takes 10000",
     ),
+    ("phimoe", "phimoe.rope.scaling.attn_factor"): (
+        Field(Kind.F32, 1.25),
+        "long_mscale, which the converter does not read",
+    ),
 }
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
     "llama.rope.scaling.attn_factor": "see above",
+    "phimoe.rope.scaling.attn_factor": "as for phi3",
     "phi3.rope.scaling.attn_factor": "the converter writes it while it makes tensors, before general.*",
 }
 

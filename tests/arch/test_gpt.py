@@ -60,6 +60,12 @@ def test_keys_that_heads_cannot_share_are_refused() -> None:
         ("falcon-11b", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
         ("stablelm", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
         ("starcoder2", {"norm_type": "rms_norm"}, "norm_type is 'rms_norm'"),
+        (
+            "phimoe",
+            {"rope_scaling": tiny_models.CASES["phimoe"].config["rope_scaling"] | {"long_mscale": 1.5}},
+            "short_mscale is 1.25 and long_mscale 1.5",
+        ),
+        ("phi2", {"qk_layernorm": True}, "qk_layernorm is True"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
     ],
 )
