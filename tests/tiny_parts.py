@@ -39,10 +39,13 @@ class Tiny:
     zero_norms: bool = False
     shards: int = 1
     loads: bool = True  # transformers loads it; else a way of saving that only converters meet
+    converts: bool = True  # llama.cpp's converter makes a file of it; else there is no golden, for the reason stated
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads", "vision"
     mmproj: bool = False  # it has a vision part whose projector llama.cpp's converter writes
+    # Makes of transformers' network what llama.cpp runs, where the two differ for a reason that is not the file's.
+    altered: Callable[[Any], None] | None = None
     mistakes: tuple[str, ...] = ("rope", "gate", "norm")  # errors of a converter that must show in llama.cpp
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import bert, composite, falcon_h1, gemma, llama, mamba, olmo, phi, qwen
+from ggufround.arch import bert, composite, falcon_h1, gemma, gpt, llama, mamba, olmo, phi, qwen, stablelm
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.likeness import resemblance
 from ggufround.arch.metadata import metadata
@@ -24,6 +24,8 @@ FAMILIES = (
     mamba,
     falcon_h1,
     bert,
+    gpt,
+    stablelm,
 )
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes

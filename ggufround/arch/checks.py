@@ -17,6 +17,9 @@ from ggufround.arch.config import (
 from ggufround.arch.spec import Config
 from ggufround.errors import UnsupportedError
 
+# llama.cpp's GELU is the approximation by tanh; the exact one differs by less than a thousandth. For `fixed`.
+GELU = (None, "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+
 
 def activation(*allowed: str) -> Callable[[Config], None]:
     """llama.cpp fixes the activation with the architecture; the config must agree where it says."""

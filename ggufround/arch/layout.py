@@ -184,9 +184,10 @@ def _output(arch: Architecture, rule: Rule, config: Config, sources: Mapping[str
     if names[0].replace("{e}", "0") not in sources:
         return None
     if stacked:
-        names = tuple(name.replace("{e}", str(e)) for e in range(n_expert(config)) for name in names)
+        count = rule.stack(config) if rule.stack else n_expert(config)
+        names = tuple(name.replace("{e}", str(e)) for e in range(count) for name in names)
     if absent := [name for name in names if name not in sources]:
-        what = "experts" if stacked else "tensors"
+        what = "experts" if stacked and rule.stack is None else "tensors"
         raise InputError(f"the checkpoint lacks {len(absent)} of {len(names)} {what} of {rule.to}: {_some(absent)}")
     found = [pieces_of(arch, rule, sources[name], config) for name in names]
     shape = _together([shape for _, shape in found], stacked, bool(rule.makes))

@@ -112,8 +112,12 @@ def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None =
     kind = "model" if arch.part == "text" else "mmproj"
     fields = {"general.architecture": string(arch.name), "general.type": string(kind)}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))
-    read = {f"{arch.name}.{kv.key}": kv.read(config) for kv in arch.kvs}
+    read = {_full(arch, kv.key): kv.read(config) for kv in arch.kvs}
     return fields | {key: field for key, field in read.items() if field is not None}
+
+
+def _full(arch: Architecture, key: str) -> str:
+    return key if key.startswith("tokenizer.") else f"{arch.name}.{key}"
 
 
 def parameter_count(tensors: tuple[Output, ...]) -> dict[str, int]:

@@ -93,6 +93,12 @@ def freq_base(config: Config) -> Field | None:
     return None if theta is None else f32(theta)
 
 
+def freq_base_if_other(config: Config) -> Field | None:
+    """For architectures whose converter leaves it out: llama.cpp's own is 10000, and it reads any."""
+    base = freq_base(config)
+    return None if base is None or base.value == 10000 else base
+
+
 def freq_base_sliding(config: Config) -> Field | None:
     theta = optional_number(_section(SLIDING, parameters(config).get(SLIDING, {})), "rope_theta")
     return None if theta is None else f32(theta)

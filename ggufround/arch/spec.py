@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -106,13 +106,34 @@ class Rule:
     runs: Callable[[Config], Iterable[tuple[int, int]]] | None = None  # (first row, rows) in the output's order
     makes: str = ""
     float32: bool = False  # llama.cpp's converter stores it in F32, whatever its name
+    stack: Callable[[Config], int] | None = None  # `{e}` counts to it; None: the config's number of experts
+
+
+def with_biases(*rules: Rule) -> tuple[Rule, ...]:
+    """Each rule and that of its bias, where llama.cpp cannot do without (`Rule.bias` is for those that may be there).
+
+    The bias is taken apart as the rows of its matrix are; transforms that turn matrices do not concern it."""
+
+    def bias(rule: Rule) -> Rule:
+        sources = (rule.source,) if isinstance(rule.source, str) else rule.source
+        return replace(
+            rule,
+            source=tuple(name.removesuffix(".weight") + ".bias" for name in sources),
+            to=rule.to.removesuffix(".weight") + ".bias",
+            shape=rule.shape.split()[0] if not rule.makes else rule.makes.split()[0],
+            via=None if rule.makes else rule.via,
+            makes="",
+        )
+
+    return tuple(each for rule in rules for each in (rule, bias(rule)))
 
 
 Reader = Callable[[Config], Field | None]
 
 
 class KV(NamedTuple):
-    """A metadata key ("block_count", below the architecture's name) and how its value is read; None is not written."""
+    """A metadata key ("block_count" below the architecture's name, or a whole "tokenizer...." one) and how its value is
+    read; None is not written."""
 
     key: str
     read: Reader

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from ggufround.arch.config import head_dim
+from ggufround.arch.config import head_dim, n_head, n_head_kv
 from ggufround.arch.spec import F32, Config, Transform
 from ggufround.errors import InputError
 
@@ -26,6 +26,10 @@ def interleave_heads(rows: F32, head: int) -> F32:
 def add_one(rows: F32) -> F32:
     """Gemma's norms multiply by 1 + weight; llama.cpp multiplies by what is stored."""
     return rows + np.float32(1)
+
+
+def turned(rows: F32) -> F32:
+    return np.ascontiguousarray(rows.T)
 
 
 def on_vector(function: Callable[[F32], F32], vector: F32) -> F32:
@@ -51,3 +55,19 @@ def decay(logarithms: F32) -> F32:
 
 def decay_logarithm(rates: F32) -> F32:
     return np.log(-rates.astype(np.float64)).astype(np.float32)
+
+
+def transpose(config: Config) -> Transform:
+    """GPT-2's Conv1D keeps its matrices [inputs, outputs]."""
+    return Transform(turned, back=turned)
+
+
+def query_key_value(config: Config) -> list[tuple[int, int]]:
+    """Runs of a fused matrix that holds, for each key head, its queries, the key and the value: all queries first, then
+    all keys, then all values."""
+    head, keys = head_dim(config), n_head_kv(config)
+    if n_head(config) % keys:
+        raise InputError(f"config.json: {n_head(config)} heads cannot share {keys} keys evenly")
+    each = n_head(config) // keys
+    parts = ((0, each), (each, 1), (each + 1, 1))
+    return [((group * (each + 2) + first) * head, count * head) for first, count in parts for group in range(keys)]

@@ -80,9 +80,9 @@ class _Chain:
         """Rows of the output matrix: float32 [end - start, columns], on the device."""
         return self.read_rows(self.skeleton.head_name(), np.arange(start, end)).to(self.skeleton.device)
 
-    def logits(self, at: slice, rows: Tensor) -> Tensor:
-        """Float32 [k, v] on the device."""
-        return self.skeleton.logits(self.hidden[None, at].to(self.skeleton.device), rows)[0]
+    def logits(self, at: slice, rows: Tensor, first: int) -> Tensor:
+        """Float32 [k, v] on the device; `first`: the number of the first row."""
+        return self.skeleton.logits(self.hidden[None, at].to(self.skeleton.device), rows, first)[0]
 
     def _check(self, where: str) -> None:
         for part in torch.split(self.hidden, 64):
@@ -145,10 +145,10 @@ def _scored(chains: Sequence[_Chain], targets: Tensor, vocab: int, bar: _Bar) ->
         first_rows, *rows = (chain.head_rows(start, end) for chain in chains)
         for begin in range(0, len(targets), HEAD_TOKENS):
             at = slice(begin, begin + HEAD_TOKENS)
-            logits = chains[0].logits(at, first_rows)
+            logits = chains[0].logits(at, first_rows, start)
             weights, shrink = reference.add(at, logits, start)
             for chain, matrix, other, result in zip(chains[1:], rows, others, results, strict=True):
-                theirs = chain.logits(at, matrix)
+                theirs = chain.logits(at, matrix, start)
                 other.add(at, theirs, start)
                 result.add(at, weights, shrink, logits - theirs)
         bar.head(end - start)

@@ -70,15 +70,23 @@ def build(checkpoint: Checkpoint) -> PreTrainedModel:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(whole)] if composite else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     )
     classes: Any = AutoModelForImageTextToText if composite else AutoModelForCausalLM
-    attention = register() if network._supports_sdpa else "eager"  # Gemma 2 caps its scores, which sdpa cannot
-    try:
-        with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
-            model = classes.from_config(
-                whole if composite else config,
-                dtype=torch.float32, attn_implementation=attention, trust_remote_code=False,
-            )  # fmt: skip
-    except Exception as error:
-        raise InputError(f"{checkpoint.source}: transformers cannot build the model of config.json: {error}") from error
+    # Gemma 2 caps its scores, which sdpa cannot; Falcon has a table of the kinds that it knows
+    kinds = (register(), "sdpa") if network._supports_sdpa else ("eager",)
+    model, failure = None, None
+    for attention in kinds:
+        try:
+            with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
+                model = classes.from_config(
+                    whole if composite else config,
+                    dtype=torch.float32, attn_implementation=attention, trust_remote_code=False,
+                )  # fmt: skip
+            break
+        except Exception as error:
+            failure = error
+    if model is None:
+        raise InputError(
+            f"{checkpoint.source}: transformers cannot build the model of config.json: {failure}"
+        ) from failure
     if composite:
         _without_towers(model)
     built: PreTrainedModel = model.eval().requires_grad_(False)
@@ -167,7 +175,6 @@ def find_ends(model: PreTrainedModel) -> tuple[torch.nn.Embedding, torch.nn.Line
     if (
         not isinstance(embedding, torch.nn.Embedding)
         or not isinstance(head, torch.nn.Linear)
-        or getattr(head, "bias", None) is not None
         or not hidden == embedding.embedding_dim == head.in_features
     ):
         raise UnsupportedError(

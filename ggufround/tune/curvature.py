@@ -158,7 +158,7 @@ def _head_slope(
     for first, last in slabs:
         rows = read_rows(name, np.arange(first, last)).to(hidden.device)
         with torch.no_grad(), devices.mixed(hidden.device, amp):
-            logits = skeleton.logits(hidden, rows).float()
+            logits = skeleton.logits(hidden, rows, first).float()
         total = torch.logaddexp(total, logits.logsumexp(-1))
         noise = torch.empty_like(logits).exponential_(generator=generator).log_().neg_()
         found, at = (logits + noise).max(-1)
@@ -169,7 +169,7 @@ def _head_slope(
     for first, last in slabs:
         rows = read_rows(name, np.arange(first, last)).to(hidden.device)
         with torch.enable_grad(), devices.mixed(hidden.device, amp):
-            logits = skeleton.logits(hidden, rows).float()
+            logits = skeleton.logits(hidden, rows, first).float()
         by_logits = (logits.detach() - total[..., None]).exp_()
         inside = (label >= first) & (label < last)
         by_logits.scatter_add_(-1, (label - first).clamp(0, last - first - 1)[..., None], -inside[..., None].float())

@@ -26,7 +26,7 @@ from ggufround.tune.weights import ReadRows as ReadRows
 from ggufround.tune.weights import ReadTensor as ReadTensor
 
 CALLS_KEPT = 4  # sequence lengths whose masks and position embeddings are remembered
-Forward = Callable[..., Tensor]
+Forward = Callable[..., Tensor | tuple[Tensor]]
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is given besides the hidden state
 Places = Mapping[str, tuple[Place, ...]]
 
@@ -61,7 +61,8 @@ class Skeleton:
         self._loaded: dict[int, list[nn.Module]] = {}
         self._calls: dict[tuple[int, torch.dtype], list[Call]] = {}
         self._places: dict[int, list[Places | None]] = {}
-        self._rest_loaded = False
+        self._rest_loaded = self._head_loaded = False
+        self._tuples: bool | None = None
         outside = (module for name, module in self._model.named_modules() if not self._in_blocks(name))
         fill_buffers(self._model, outside, self.device)
 
@@ -126,6 +127,10 @@ class Skeleton:
 
     def load_head(self, read: ReadTensor) -> None:
         """The final norm, and whatever else lies outside the blocks (not the embedding and the output matrix)."""
+        self._load_rest(read)
+        self._head_loaded = True
+
+    def _load_rest(self, read: ReadTensor) -> None:
         with torch.inference_mode(False), torch.no_grad():
             for filling in self._rest:
                 places = places_of(filling, self.checkpoint, self._shapes, self._model)
@@ -172,7 +177,8 @@ class Skeleton:
     def embed(self, ids: Tensor, read_rows: ReadRows) -> Tensor:
         """What block 0 receives for `ids` (int64 [b, s]): float32 [b, s, hidden], scaled as the model does it.
 
-        Reads each row that occurs once. Raises InputError for an id that the embedding has no row for.
+        Reads each row that occurs once; at first also what lies outside the blocks, where some models have a norm or
+        positions before them. Raises InputError for an id that the embedding has no row for.
         """
         rows, inverse = np.unique(ids.cpu().numpy().astype(np.int64), return_inverse=True)
         count = self._embedding.num_embeddings
@@ -181,6 +187,9 @@ class Skeleton:
                 f"{self.checkpoint.source}: the tokenizer gives token {rows[-1]}, but the embedding has {count} rows; "
                 f"is the tokenizer another model's?"
             )
+        if not self._rest_loaded:
+            tensors = self.checkpoint.tensors
+            self._load_rest(lambda name: read_rows(name, np.arange(tensors[name].rows)).reshape(tensors[name].shape))
         compact = read_rows(self._embedding_source, rows).to(self.device)
         local = torch.from_numpy(inverse.reshape(tuple(ids.shape))).to(self.device)
         received: list[Tensor] = []
@@ -202,23 +211,35 @@ class Skeleton:
         `module`: block i, or a function that stands for it. Differentiable in its parameters and in `hidden`.
         """
         args, kwargs = self._calls_for(hidden.shape[1], hidden.dtype)[i]
-        out = module(hidden, *args, **kwargs)
-        result: Tensor = out[0] if isinstance(out, tuple) else out
-        return result
+        alone = any(map(_of_one_sequence, (*args, *kwargs.values())))
+        outs = [module(part, *args, **kwargs) for part in (torch.split(hidden, 1) if alone else (hidden,))]
+        results: list[Tensor] = [out[0] if isinstance(out, tuple) else out for out in outs]
+        return results[0] if len(results) == 1 else torch.cat(results)
 
-    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, rows: Tensor, first: int = 0) -> Tensor:
         """Logits [b, s, k] of the last block's output [b, s, hidden] for k rows of the output matrix, float32 [k,
-        hidden]: final norm, matrix, scaling or soft cap. Differentiable in both. Needs `load_head`."""
-        assert self._rest_loaded, "load_head comes first"
+        hidden], from row number `first` on: final norm, matrix and bias, scaling or soft cap. Differentiable in
+        both. Needs `load_head`."""
+        assert self._head_loaded, "load_head comes first"
         flat = hidden.reshape(1, -1, hidden.shape[-1])
+        bias = None if self._head.bias is None else self._head.bias[first : first + len(rows)].to(rows.dtype)
 
-        def given(*args: Any, **kwargs: Any) -> Tensor:
-            return flat
+        tuples = self._takes_tuples()
+
+        def given(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+            return (flat,) if tuples else flat
+
+        def hand_on(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+            hidden = _hidden_and_call(args, kwargs)[0]
+            return (hidden,) if tuples else hidden
 
         def slab(x: Tensor) -> Tensor:
-            return nn.functional.linear(x.to(rows.dtype), rows)
+            return nn.functional.linear(x.to(rows.dtype), rows, bias)
 
-        forwards = {layer: _hand_on for layer in self._layers} | {self._layers[-1]: given, self._head: slab}
+        forwards: dict[nn.Module, Forward] = {layer: hand_on for layer in self._layers} | {
+            self._layers[-1]: given,
+            self._head: slab,
+        }
         one = torch.zeros(1, 1, self.hidden, dtype=hidden.dtype, device=self.device)  # positions end before the norm
         with _stand_in(forwards):
             out: Tensor = self._model(inputs_embeds=one, use_cache=False).logits
@@ -229,8 +250,9 @@ class Skeleton:
         if (length, dtype) in self._calls:
             return self._calls[length, dtype]
         calls: list[Call] = []
+        tuples = self._takes_tuples()
 
-        def note(*args: Any, **kwargs: Any) -> Tensor:
+        def note(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
             hidden, call = _hidden_and_call(args, kwargs)
             if hidden.shape != (1, length, self.hidden) or not all(map(_constant, (*call[0], *call[1].values()))):
                 raise UnsupportedError(
@@ -240,7 +262,7 @@ class Skeleton:
             calls.append(call)
             if len(calls) == self.blocks:
                 raise _Reached
-            return hidden
+            return (hidden,) if tuples else hidden
 
         with torch.inference_mode(False), torch.no_grad(), _stand_in(dict.fromkeys(self._layers, note)):
             start = torch.zeros(1, length, self.hidden, dtype=dtype, device=self.device)
@@ -251,6 +273,25 @@ class Skeleton:
             self._calls.pop(next(iter(self._calls)))
         self._calls[length, dtype] = calls
         return calls
+
+    def _takes_tuples(self) -> bool:
+        """Whether the model takes the first of what a block returns: of a mere tensor that would be its first row."""
+        if self._tuples is None:
+            seen: list[int] = []
+
+            def note(*args: Any, **kwargs: Any) -> Tensor:
+                hidden = _hidden_and_call(args, kwargs)[0]
+                seen.append(hidden.dim())
+                if len(seen) == min(2, self.blocks):
+                    raise _Reached
+                return hidden
+
+            one = torch.zeros(1, 1, self.hidden, device=self.device)
+            forwards = dict.fromkeys(self._layers, note)
+            with torch.inference_mode(False), torch.no_grad(), _stand_in(forwards), suppress(_Reached):
+                self._model(inputs_embeds=one, use_cache=False)
+            self._tuples = seen[-1] == 2
+        return self._tuples
 
     @contextmanager
     def _embedding_of(self, rows: Tensor) -> Iterator[None]:
@@ -284,8 +325,9 @@ def _hidden_and_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Ten
     return rest.pop("hidden_states"), ((), rest)
 
 
-def _hand_on(*args: Any, **kwargs: Any) -> Tensor:
-    return _hidden_and_call(args, kwargs)[0]
+def _of_one_sequence(value: object) -> bool:
+    """Whether an argument does not broadcast to several sequences (BLOOM's biases have one row a head of each)."""
+    return isinstance(value, Tensor) and value.dim() > 2 and len(value) != 1
 
 
 def _constant(value: object) -> bool:

@@ -1,6 +1,6 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import encoders, falcon_h1, first, mamba, vision
+from tiny_cases import encoders, falcon_h1, first, gpt, mamba, phi, stablelm, vision
 
 MODULES = (
     first,
@@ -8,4 +8,7 @@ MODULES = (
     mamba,
     falcon_h1,
     encoders,
+    gpt,
+    phi,
+    stablelm,
 )

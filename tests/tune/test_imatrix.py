@@ -43,7 +43,7 @@ def collected(path: Path, ids: Any = IDS, **further: Any) -> Collected:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("name", tiny_models.TUNABLE)
+@pytest.mark.parametrize("name", [n for n in tiny_models.TUNABLE if tiny_models.CASES[n].altered is None])
 def test_it_is_what_llama_cpp_collects_on_the_same_tokens(name: str, folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     path = tiny_models.written(folder, name)
@@ -51,7 +51,8 @@ def test_it_is_what_llama_cpp_collects_on_the_same_tokens(name: str, folder: Pat
     ours = collected(path, process_output=True).squares
     theirs = llama_imatrix.run(tmp_path / "m.gguf", IDS, tmp_path, process_output=True)
     assert ours.keys() == theirs.sums.keys()
-    tolerance = 2e-3 if name.startswith("gemma") else 1e-5  # ggml looks GELU up in a table of float16
+    gelu = "gelu" in str(tiny_models.CASES[name].config) or name.startswith(("bloom", "falcon", "mpt"))
+    tolerance = 2e-3 if gelu else 1e-5  # ggml looks GELU up in a table of float16
     for key, seen in ours.items():
         np.testing.assert_array_equal(seen.counts, theirs.counts[key])
         largest = theirs.sums[key].max()

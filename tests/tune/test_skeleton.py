@@ -23,6 +23,7 @@ from tiny import write_checkpoint
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from ggufround.tune.building import find_layers  # noqa: E402
 from ggufround.tune.skeleton import Skeleton  # noqa: E402
 from ggufround.tune.weights import source_weights  # noqa: E402
 
@@ -76,8 +77,8 @@ def tokens(length: int) -> Any:
 
 def slab_logits(stream: Streamed, hidden: Any) -> Any:
     skeleton = stream.skeleton
-    names = [np.arange(a, b) for a, b in SLABS]
-    slabs = [skeleton.logits(hidden, stream.read_rows(skeleton.head_name(), rows)) for rows in names]
+    head = skeleton.head_name()
+    slabs = [skeleton.logits(hidden, stream.read_rows(head, np.arange(a, b)), a) for a, b in SLABS]
     return torch.cat(slabs, -1)
 
 
@@ -89,7 +90,7 @@ def expected(network: Any, ids: Any, pull: Any) -> tuple[Any, Any, Any]:
         received.append(args[0].detach().requires_grad_())
         return (received[0], *args[1:])
 
-    handle = network.model.layers[0].register_forward_pre_hook(leaf)
+    handle = find_layers(network)[1][0].register_forward_pre_hook(leaf)
     logits = network(ids, use_cache=False).logits
     handle.remove()
     gradient = torch.autograd.grad((logits * pull).sum(), received[0])[0]
