@@ -1,5 +1,5 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import cohere, first
+from tiny_cases import cohere, first, olmo
 
-MODULES = (first, cohere)
+MODULES = (first, cohere, olmo)
