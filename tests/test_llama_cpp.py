@@ -34,6 +34,8 @@ def expected(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     classes = transformers.AutoModelForCausalLM
+    if case.twin is not None:
+        case, model = case.twin, tiny_models.write(case.twin, model.with_name(model.name + "-twin"))
     if case.loads:
         network = classes.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     else:  # the text model of a checkpoint that has more, or less, than transformers' class for it
