@@ -29,10 +29,15 @@ DIFFERENCES = {
         Field(Kind.F32, 0.96607375),
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
+    ("exaone", "exaone.attention.layer_norm_rms_epsilon"): (
+        Field(Kind.F32, 1e-5),
+        "the converter writes it as layer_norm_epsilon only, and llama.cpp refuses its file",
+    ),
 }
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
     "llama.rope.scaling.attn_factor": "see above",
+    "exaone.attention.layer_norm_rms_epsilon": "see above",
     "phi3.rope.scaling.attn_factor": "the converter writes it while it makes tensors, before general.*",
 }
 

@@ -1,5 +1,5 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import cohere, first, olmo
+from tiny_cases import cohere, exaone, first, olmo
 
-MODULES = (first, cohere, olmo)
+MODULES = (first, cohere, exaone, olmo)
