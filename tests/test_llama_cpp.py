@@ -34,6 +34,7 @@ def expected(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     classes = transformers.AutoModelForCausalLM
+    given = case.given
     if case.twin is not None:
         case, model = case.twin, tiny_models.write(case.twin, model.with_name(model.name + "-twin"))
     if case.loads:
@@ -48,7 +49,9 @@ def expected(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
         network.tie_weights()
     network.eval()
     with torch.inference_mode():
-        rows = [network(torch.tensor([p])).logits[0, -1, :VOCAB].log_softmax(-1) for p in PROMPTS]
+        further = [{k: torch.from_numpy(v) for k, v in given(len(p)).items()} if given else {} for p in PROMPTS]
+        logits = [network(torch.tensor([p]), **f).logits[0, -1] for p, f in zip(PROMPTS, further, strict=True)]
+        rows = [row[:VOCAB].log_softmax(-1) for row in logits]
     return torch.stack(rows).double().numpy()
 
 

@@ -34,6 +34,10 @@ DIFFERENCES = {
         "the converter writes it as layer_norm_epsilon only, and llama.cpp refuses its file",
     ),
 }
+# Tensors whose values differ from the converter's on purpose, and why.
+OTHER_VALUES = {
+    ("baichuan2", "output.weight"): "the model divides the rows by their lengths, and llama.cpp does not",
+}
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
     "llama.rope.scaling.attn_factor": "see above",
@@ -83,7 +87,12 @@ def test_tensors_equal_the_converters(case: tiny_models.Tiny, tmp_path: Path) ->
         assert values.dtype == np.float32
         digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
         found[output.name] = ["F32" if output.float32 else "F16", list(output.shape), digest]
-    assert found == golden(case.name)["tensors"]
+    expected = golden(case.name)["tensors"]
+    for name, tensor in expected.items():
+        if (case.name, name) in OTHER_VALUES:
+            assert found[name][2] != tensor[2]
+            found[name][2] = tensor[2]
+    assert found == expected
 
 
 @pytest.mark.parametrize("case", tiny_models.CASES.values(), ids=lambda case: case.name)

@@ -41,7 +41,8 @@ CASES = (
     ),
     Tiny(
         "exaone4",
-        config("Exaone4ForCausalLM", "exaone4", tie_word_embeddings=True, layer_types=["full_attention"] * LAYERS, **ROPE)
+        config("Exaone4ForCausalLM", "exaone4", tie_word_embeddings=True,
+               layer_types=["full_attention"] * LAYERS, **ROPE)
         | {"sliding_window": None},
         exaone4_like(LAYERS, head=False),
     ),
