@@ -132,4 +132,32 @@ GRANITE = replace(
     },
 )
 
-FAMILY = (LLAMA, MISTRAL, MIXTRAL, SMOLLM3, GRANITE)
+# No gate: the square of what is positive; no biases but those of q, k and v.
+ARCEE = replace(
+    LLAMA,
+    name="arcee",
+    classes=("ArceeForCausalLM",),
+    rules=(*ENDS, *NORMS, *INTERLEAVED, *FEED_FORWARD[1:]),
+    defaults={**LLAMA.defaults, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    checks=(activation("relu2"),),
+)
+
+# Heads in transformers' order, and what Llama calls the norm before feed-forward is called after attention. Only q, k
+# and v have biases.
+SEED_OSS = Architecture(
+    name="seed_oss",
+    classes=("SeedOssForCausalLM",),
+    rules=(*ENDS, NORMS[0], replace(NORMS[1], to="blk.{i}.post_attention_norm.weight"), *ATTENTION, *FEED_FORWARD),
+    kvs=COMMON,
+    tokenizers=("bpe",),
+    defaults={
+        "max_position_embeddings": 524288,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+    checks=LLAMA.checks,
+)
+
+FAMILY = (LLAMA, MISTRAL, MIXTRAL, SMOLLM3, GRANITE, ARCEE, SEED_OSS)
