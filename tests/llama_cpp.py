@@ -65,13 +65,15 @@ def log_probs(paths: Sequence[Path], prompts: Sequence[Sequence[int]], vocab: in
 
 
 LOAD = """
+import os
 import sys
 import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
 params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 128, 1, False, -1
 server = xllamacpp.Server(params)
-print("LOADED")
+print("LOADED", flush=True)
+os._exit(0)  # its threads may wait for each other for ever at the end of a server that nothing was asked of
 """
 
 
