@@ -106,8 +106,8 @@ def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None =
     config = flatten(checkpoint.config, arch.defaults)
     fields = {"general.architecture": string(arch.name), "general.type": string("model")}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))
-    read = {f"{arch.name}.{kv.key}": kv.read(config) for kv in arch.kvs}
-    return fields | {key: field for key, field in read.items() if field is not None}
+    read = ((f"{arch.name}.{kv.key}", kv.read(config)) for kv in arch.kvs)
+    return fields | {key: field for key, field in read if field is not None}
 
 
 def parameter_count(tensors: tuple[Output, ...]) -> dict[str, int]:
