@@ -59,7 +59,7 @@ INTERNLM2 = Architecture(
         Rule("layers.{i}.feed_forward.w2.weight", "blk.{i}.ffn_down.weight", "embd ff"),
     ),
     kvs=COMMON,
-    tokenizers=("spm",),
+    tokenizers=("internlm2",),
     defaults={
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
@@ -74,7 +74,7 @@ INTERNLM2 = Architecture(
 INTERNLM3 = replace(
     LLAMA,
     classes=("InternLM3ForCausalLM",),
-    tokenizers=("spm",),
+    tokenizers=("internlm3",),
     defaults={
         "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-5,
