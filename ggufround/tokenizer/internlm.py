@@ -7,8 +7,8 @@ from dataclasses import replace
 from ggufround.gguf_file import Field, boolean, u32
 from ggufround.tokenizer.bpe import TYPES, TokenType
 from ggufround.tokenizer.files import Files, at, content, items, read_bytes, table
-from ggufround.tokenizer.special import ID_KEYS
 from ggufround.tokenizer.spec import Vocab
+from ggufround.tokenizer.special import ID_KEYS
 from ggufround.tokenizer.spm import ADD_SPACE_PREFIX, Piece, adds_prefix, load_phi3, load_spm
 
 END_OF_TURN = "<|im_end|>"  # with it, and not with the end of a text, a chat model ends what it says
