@@ -35,6 +35,9 @@ def expected(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     classes = transformers.AutoModelForCausalLM
+    given = case.given
+    if case.twin is not None:
+        case, model = case.twin, tiny_models.write(case.twin, model.with_name(model.name + "-twin"))
     if case.loads:
         network = classes.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     else:  # the text model of a checkpoint that has more, or less, than transformers' class for it
@@ -49,7 +52,9 @@ def expected(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
     if case.altered is not None:
         case.altered(network)
     with torch.inference_mode():
-        rows = [network(torch.tensor([p])).logits[0, -1, :VOCAB].log_softmax(-1) for p in PROMPTS]
+        further = [{k: torch.from_numpy(v) for k, v in given(len(p)).items()} if given else {} for p in PROMPTS]
+        logits = [network(torch.tensor([p]), **f).logits[0, -1] for p, f in zip(PROMPTS, further, strict=True)]
+        rows = [row[:VOCAB].log_softmax(-1) for row in logits]
     return torch.stack(rows).double().numpy()
 
 

@@ -7,6 +7,7 @@ what they multiply, queries and keys make scores of about two, norms vary by a t
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,8 @@ class Tiny:
     loads: bool = True  # transformers loads it; else a way of saving that only converters meet
     converts: bool = True  # llama.cpp's converter makes a file of it; else there is no golden, for the reason stated
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
+    twin: Tiny | None = None  # the same weights in a model that transformers has, where it has not this one
+    given: Callable[[int], dict[str, np.ndarray]] | None = None  # what transformers is told of so many tokens besides
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads", "vision"
     mmproj: bool = False  # it has a vision part whose projector llama.cpp's converter writes
@@ -67,6 +70,27 @@ def weight(case: Tiny, name: str, shape: tuple[int, ...]) -> np.ndarray:
 def weights(case: Tiny) -> dict[str, np.ndarray]:
     """All tensors by name, as `weight` has them."""
     return {name: weight(case, name, shape) for name, shape in case.shapes.items()}
+
+
+def same_as(twin: Tiny, make: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> dict[str, Any]:
+    """What a case is to be told that holds the weights of `twin` in its own names and arrangement, which `make` gives
+    them."""
+    tensors = make(weights(twin))
+
+    def special(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return tensors[name]
+
+    return {
+        "shapes": {name: tensor.shape for name, tensor in tensors.items()},
+        "special": special,
+        "twin": twin,
+        "loads": False,
+    }
+
+
+def renamed(tensors: Mapping[str, np.ndarray], *pairs: tuple[str, str]) -> dict[str, np.ndarray]:
+    """The same tensors under other names: every `old` in them is replaced, in the order of the pairs."""
+    return {functools.reduce(lambda text, pair: text.replace(*pair), pairs, name): t for name, t in tensors.items()}
 
 
 def write(case: Tiny, directory: Path, tensors: Mapping[str, np.ndarray] | None = None) -> Path:

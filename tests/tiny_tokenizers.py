@@ -355,6 +355,21 @@ def _cases() -> dict[str, Case]:
         {"vocab_size": count + 64, "bos_token_id": 1}, ("phi3", "bpe"), "Phi3MiniModel",
     )  # fmt: skip
     cases["phi 4"] = Case(cases["gpt2"].files, {"vocab_size": size}, ("phi3", "bpe"), "Phi3MiniModel")
+    odd = [*spm_pieces(), ("\0", -20.0, 1), ("[UNUSED_TOKEN_1]", -21.0, 1), ("[UNUSED_TOKEN_2]", -22.0, 1)]
+    cases["internlm 2"] = Case(
+        {"tokenizer.model": spm_model(odd)} | dump(
+            tokenizer_config_json={"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True,
+                "added_tokens_decoder": {"2": token("</s>"), str(count + 2): token("<|im_end|>"),
+                                         "300": token("\u2581<x>", False)}}),
+        {"vocab_size": len(odd), "bos_token_id": 1, "eos_token_id": 2}, ("internlm2",), "InternLM2Model",
+    )  # fmt: skip
+    cases["internlm 3"] = Case(
+        {"tokenizer.model": model} | dump(
+            tokenizer_config_json={"bos_token": "<s>", "eos_token": "</s>", "add_prefix_space": False,
+                "added_tokens_decoder": {"2": token("</s>"), str(count): token("<|im_end|>"),
+                                         str(count + 1): token("<|im_start|>", False)}}),
+        {"vocab_size": count + 4, "bos_token_id": 1, "eos_token_id": [2, count]}, ("internlm3",), "InternLM3Model",
+    )  # fmt: skip
     hf = llama_hf([token("<unk>"), token("<s>"), token("</s>"), token("<|im_end|>"), token("<tool>", False)])
     cases["llama from tokenizer.json alone"] = Case(
         dump(tokenizer_json=hf, tokenizer_config_json={"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>",

@@ -6,7 +6,26 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import bert, composite, falcon_h1, gemma, gpt, llama, mamba, olmo, phi, qwen, stablelm
+from ggufround.arch import (
+    baichuan,
+    bert,
+    cohere,
+    composite,
+    dbrx,
+    deci,
+    exaone,
+    falcon_h1,
+    gemma,
+    gpt,
+    internlm,
+    llama,
+    mamba,
+    mimo,
+    olmo,
+    phi,
+    qwen,
+    stablelm,
+)
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.likeness import resemblance
 from ggufround.arch.metadata import metadata
@@ -26,6 +45,13 @@ FAMILIES = (
     bert,
     gpt,
     stablelm,
+    cohere,
+    exaone,
+    internlm,
+    baichuan,
+    deci,
+    mimo,
+    dbrx,
 )
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes

@@ -92,3 +92,12 @@ def fixed(key: str, *allowed: object) -> Callable[[Config], None]:
             )
 
     return check
+
+
+def heads_fill_embedding(config: Config) -> None:
+    """llama.cpp expects an output projection as wide as the embedding."""
+    if n_head(config) * head_dim(config) != n_embd(config):
+        raise UnsupportedError(
+            f"config.json: {n_head(config)} heads of {head_dim(config)} columns; llama.cpp runs this architecture only "
+            f"where they make up the hidden size, {n_embd(config)}"
+        )

@@ -127,6 +127,10 @@ def n_expert(config: Config) -> int:
     return limited(config, MAX_EXPERTS, N_EXPERT)
 
 
+def n_ff(config: Config) -> int:
+    return integer(config, *N_FF)
+
+
 def n_embd(config: Config) -> int:
     return integer(config, *N_EMBD)
 
@@ -164,8 +168,8 @@ def n_kv(config: Config) -> int:
 SIZES: Mapping[str, Callable[[Config], int]] = {
     "vocab": lambda config: integer(config, "vocab_size"),
     "embd": n_embd,
-    "ff": lambda config: integer(config, *N_FF),
-    "2ff": lambda config: 2 * integer(config, *N_FF),
+    "ff": n_ff,
+    "2ff": lambda config: 2 * n_ff(config),
     "head": head_dim,
     "q": n_q,
     "kv": n_kv,

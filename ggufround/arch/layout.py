@@ -98,7 +98,10 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     dense = any("_Dense." in name for rule in arch.rules for name in _sources(rule))
     drops = (*DROPS, *arch.drops, *FOREIGN[arch.part], *(() if dense else (sentence.DROP,)))
     reasons = {name: reason for name in checkpoint.tensors if (reason := _drop_reason(drops, name)) is not None}
-    sources = _without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
+    sources = without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
+    for name in number_names(arch, config):  # where one is absent, `metadata` says so
+        if name in sources:
+            reasons[sources.pop(name).name] = "a number: it goes into the metadata"
     made: dict[str, Output] = {}
     missing: dict[str, str] = {}
     for rule, here in _per_block(arch, config):
@@ -133,7 +136,7 @@ def _drop_reason(drops: tuple[Drop, ...], name: str) -> str | None:
     return next((drop.reason for drop in drops if fnmatchcase(name, drop.pattern)), None)
 
 
-def _without_prefixes(arch: Architecture, tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
+def without_prefixes(arch: Architecture, tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
     """Tensors by the names that rules use. A composite model's text part and a bare model without its head differ from
     the plain model in prefixes only."""
     sources: dict[str, TensorRef] = {}
@@ -145,6 +148,11 @@ def _without_prefixes(arch: Architecture, tensors: Mapping[str, TensorRef]) -> d
             raise InputError(f"the checkpoint holds both {sources[short].name} and {name}, which are the same tensor")
         sources[short] = ref
     return sources
+
+
+def number_names(arch: Architecture, config: Config) -> list[str]:
+    """The tensors that `Architecture.numbers` names, key by key, block by block."""
+    return [name.replace("{i}", str(i)) for _, name in arch.numbers for i in range(n_layer(config))]
 
 
 def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Config]]:

@@ -132,4 +132,68 @@ GRANITE = replace(
     },
 )
 
-FAMILY = (LLAMA, MISTRAL, MIXTRAL, SMOLLM3, GRANITE)
+# No gate: the square of what is positive; no biases but those of q, k and v.
+ARCEE = replace(
+    LLAMA,
+    name="arcee",
+    classes=("ArceeForCausalLM",),
+    rules=(*ENDS, *NORMS, *INTERLEAVED, *FEED_FORWARD[1:]),
+    defaults={**LLAMA.defaults, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    checks=(activation("relu2"),),
+)
+
+# Heads in transformers' order, and what Llama calls the norm before feed-forward is called after attention. Only q, k
+# and v have biases.
+SEED_OSS = Architecture(
+    name="seed_oss",
+    classes=("SeedOssForCausalLM",),
+    rules=(*ENDS, NORMS[0], replace(NORMS[1], to="blk.{i}.post_attention_norm.weight"), *ATTENTION, *FEED_FORWARD),
+    kvs=COMMON,
+    tokenizers=("bpe",),
+    defaults={
+        "max_position_embeddings": 524288,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+    checks=LLAMA.checks,
+)
+
+# Heads in transformers' order with a norm each, and no gate: an activation with four numbers, two of them learned.
+APERTUS = replace(
+    LLAMA,
+    name="apertus",
+    classes=("ApertusForCausalLM",),
+    rules=(
+        *ENDS[:2],
+        replace(ENDS[2], optional=False),
+        Rule("layers.{i}.attention_layernorm.weight", "blk.{i}.attn_norm.weight", "embd"),
+        Rule("layers.{i}.feedforward_layernorm.weight", "blk.{i}.ffn_norm.weight", "embd"),
+        *ATTENTION[:3],
+        replace(ATTENTION[3], bias=True),
+        Rule("layers.{i}.self_attn.q_norm.weight", "blk.{i}.attn_q_norm.weight", "head"),
+        Rule("layers.{i}.self_attn.k_norm.weight", "blk.{i}.attn_k_norm.weight", "head"),
+        *FEED_FORWARD[1:],
+    ),
+    defaults={
+        **LLAMA.defaults,
+        "max_position_embeddings": 65536,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 12000000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "original_max_position_embeddings": 8192,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
+    },
+    checks=(activation("xielu"),),
+    numbers=tuple(
+        (f"xielu.{name}", f"layers.{{i}}.mlp.act_fn.{name}") for name in ("alpha_n", "alpha_p", "beta", "eps")
+    ),
+    untunable="the numbers of its activation are metadata in the file, from where the tuner does not read them back",
+)
+
+FAMILY = (LLAMA, MISTRAL, MIXTRAL, SMOLLM3, GRANITE, ARCEE, APERTUS, SEED_OSS)

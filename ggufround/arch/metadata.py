@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
 from ggufround.arch import rope
 from ggufround.arch.config import (
     N_CONTEXT,
@@ -25,24 +27,27 @@ from ggufround.arch.config import (
     optional_number,
 )
 from ggufround.arch.general import general
-from ggufround.arch.layout import outputs
+from ggufround.arch.layout import number_names, outputs, without_prefixes
 from ggufround.arch.sentence import classifier_pooling, modules, pooling_type
-from ggufround.arch.spec import KV, Architecture, Config, Layout, Output, Reader
+from ggufround.arch.spec import KV, Architecture, Config, Layout, Output
+from ggufround.arch.spec import Reader as ReadConfig
+from ggufround.checkpoint.reading import Reader
 from ggufround.checkpoint.spec import Checkpoint
-from ggufround.gguf_file import Field, f32, string, u32
+from ggufround.errors import InputError
+from ggufround.gguf_file import Field, Kind, array, f32, string, u32
 
 
-def count(*keys: str) -> Reader:
+def count(*keys: str) -> ReadConfig:
     """A u32 that the config must state under one of `keys`."""
     return lambda config: u32(integer(config, *keys))
 
 
-def real(*keys: str) -> Reader:
+def real(*keys: str) -> ReadConfig:
     """An f32 that the config must state under one of `keys`."""
     return lambda config: f32(number(config, *keys))
 
 
-def count_if_stated(*keys: str) -> Reader:
+def count_if_stated(*keys: str) -> ReadConfig:
     def read(config: Config) -> Field | None:
         value = optional_integer(config, *keys)
         return None if value is None else u32(value)
@@ -50,7 +55,7 @@ def count_if_stated(*keys: str) -> Reader:
     return read
 
 
-def real_if_stated(*keys: str, zero: bool = True) -> Reader:
+def real_if_stated(*keys: str, zero: bool = True) -> ReadConfig:
     """An f32 if the config states it; with `zero` false, 0 counts as not stated."""
 
     def read(config: Config) -> Field | None:
@@ -60,7 +65,7 @@ def real_if_stated(*keys: str, zero: bool = True) -> Reader:
     return read
 
 
-def constant(field: Field) -> Reader:
+def constant(field: Field) -> ReadConfig:
     return lambda config: field
 
 
@@ -112,8 +117,26 @@ def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None =
     kind = "model" if arch.part == "text" else "mmproj"
     fields = {"general.architecture": string(arch.name), "general.type": string(kind)}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))
-    read = {_full(arch, kv.key): kv.read(config) for kv in arch.kvs}
-    return fields | {key: field for key, field in read.items() if field is not None}
+    read = ((_full(arch, kv.key), kv.read(config)) for kv in arch.kvs)
+    return fields | {key: field for key, field in read if field is not None} | _numbers(arch, checkpoint, config)
+
+
+def _numbers(arch: Architecture, checkpoint: Checkpoint, config: Config) -> dict[str, Field]:
+    """The values of `Architecture.numbers`, read from the checkpoint."""
+    if not arch.numbers:
+        return {}
+    sources = without_prefixes(arch, checkpoint.tensors)
+    names = number_names(arch, config)
+    values = np.empty(len(names), np.float32)
+    with Reader(checkpoint) as reader:
+        for name, value in zip(names, np.split(values, len(names)), strict=True):
+            if name not in sources or prod(sources[name].shape) != 1:
+                raise InputError(f"the checkpoint lacks {name} (name without its prefix), or it is more than a number")
+            reader.read_rows(sources[name], 0, 1, value, np.empty(0, np.uint8))
+    if not np.isfinite(values).all():
+        raise InputError(f"{names[int(np.isfinite(values).argmin())]} is no finite number")
+    rows = values.reshape(len(arch.numbers), -1).tolist()
+    return {key: array(Kind.F32, row) for (key, _), row in zip(arch.numbers, rows, strict=True)}
 
 
 def _full(arch: Architecture, key: str) -> str:

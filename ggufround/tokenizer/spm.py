@@ -9,7 +9,7 @@ converter, and what its Phi-3 class does differently.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -60,19 +60,21 @@ def load_gemma(files: Files, vocab_size: int | None) -> Vocab | None:
     return replace(vocab, metadata={**vocab.metadata, ADD_SPACE_PREFIX: boolean(False)})
 
 
-def load_phi3(files: Files, vocab_size: int | None) -> Vocab | None:
+def load_phi3(files: Files, vocab_size: int | None, change: Callable[[Piece], Piece] | None = None) -> Vocab | None:
     """As `load_spm`, but tokenizer.json's added tokens count too, and only their own flag makes a token special.
-    None for Phi-4, whose tokenizer is GPT-2's."""
+    None for Phi-4, whose tokenizer is GPT-2's. `change`: what is made of each piece of tokenizer.model."""
     if at(files.config, "tokenizer_class") == "GPT2Tokenizer":
         return None
-    return _load(files, vocab_size, phi3=True)
+    return _load(files, vocab_size, phi3=True, change=change)
 
 
-def _load(files: Files, vocab_size: int | None, phi3: bool) -> Vocab | None:
+def _load(
+    files: Files, vocab_size: int | None, phi3: bool, change: Callable[[Piece], Piece] | None = None
+) -> Vocab | None:
     path = files.paths.get("tokenizer.model")
     if path is None:
         return None
-    pieces = list(read_pieces(read_bytes(path), str(path)))
+    pieces = [change(piece) if change else piece for piece in read_pieces(read_bytes(path), str(path))]
     size = check_size(len(pieces) if vocab_size is None else vocab_size, str(path))
     notes = []
     if len(pieces) > size:
@@ -111,6 +113,14 @@ def _number(number: object, text: str) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         raise InputError(f"the added token {text!r} has the id {number!r}; a token id is a whole number from 0")
     return number
+
+
+def adds_prefix(data: bytes) -> bool:
+    """Whether a tokenizer.model (one that `read_pieces` takes) puts a space in front of a text: normalizer_spec (field
+    3), add_dummy_prefix (3), which is true where it is absent."""
+    parts = (value for field, value in _fields(data, 0, len(data)) if field == 3 and isinstance(value, slice))
+    found = [value for part in parts for field, value in _fields(data, part.start, part.stop) if field == 3]
+    return bool(found[-1]) if found else True
 
 
 def read_pieces(data: bytes, where: str) -> Iterator[Piece]:

@@ -1,6 +1,24 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import encoders, falcon_h1, first, gpt, mamba, phi, stablelm, vision
+from tiny_cases import (
+    arcee,
+    baichuan,
+    cohere,
+    dbrx,
+    deci,
+    encoders,
+    exaone,
+    falcon_h1,
+    first,
+    gpt,
+    internlm,
+    mamba,
+    mimo,
+    olmo,
+    phi,
+    stablelm,
+    vision,
+)
 
 MODULES = (
     first,
@@ -11,4 +29,13 @@ MODULES = (
     gpt,
     phi,
     stablelm,
+    arcee,
+    baichuan,
+    cohere,
+    dbrx,
+    deci,
+    exaone,
+    internlm,
+    mimo,
+    olmo,
 )
