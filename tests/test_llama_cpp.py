@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.torch]
 TOLERANCE = 0.02  # of the log-probabilities' standard deviation
 PROMPTS = [[5, 40, 77, 130, 9], [300, 12, 12, 250, 31, 8, 111], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69], [200, 7, 99]]
 VOCAB = tiny_models.VOCAB
+QUERIES = ("blk.0.attn_q.weight", "blk.0.attn_q_b.weight", "blk.0.attn_qkv.weight")
 
 
 def weights(torch: Any, model: Path) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
     """One copy an error that a converter could make: the wrong order of rotated rows, of gate and up, a norm."""
     made = {}
     if "rope" in case.mistakes:
-        key = next(n for n in header.tensors if n in ("blk.0.attn_q.weight", "blk.0.attn_qkv.weight"))
+        key = next(n for n in header.tensors if n in QUERIES)
         made["rope"] = edited(good, folder / "rope.gguf", header, key, swapped(header, values(good, header, key), key))
     if "gate" in case.mistakes:
         up = next(n for n in header.tensors if n.startswith("blk.0.ffn_up") and n.endswith("weight"))

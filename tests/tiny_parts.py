@@ -40,6 +40,7 @@ class Tiny:
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads"
+    unread: tuple[str, ...] = ()  # how names of tensors begin that transformers leaves aside
     mistakes: tuple[str, ...] = ("rope", "gate", "norm")  # errors of a converter that must show in llama.cpp
 
 

@@ -7,6 +7,7 @@ weights runs and is wrong.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -72,6 +73,8 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
         check(config)
     drops = (*DROPS, *arch.drops)
     reasons = {name: reason for name in checkpoint.tensors if (reason := _drop_reason(drops, name)) is not None}
+    if arch.beyond:
+        reasons |= {name: arch.beyond for name in checkpoint.tensors if _layer(name) >= _blocks(arch, config)}
     sources = _without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
     made: dict[str, Output] = {}
     missing: dict[str, str] = {}
@@ -103,6 +106,16 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     return Layout(tuple(ordered), tuple(sorted((reasons | trimmed).items())))
 
 
+def _blocks(arch: Architecture, config: Config) -> int:
+    return arch.blocks(config) if arch.blocks else n_layer(config)
+
+
+def _layer(name: str) -> int:
+    """The number of the block that a checkpoint tensor is of; -1 for one of none."""
+    found = re.search(r"(?:^|\.)layers\.(\d{1,9})\.", name)
+    return int(found[1]) if found else -1
+
+
 def _drop_reason(drops: tuple[Drop, ...], name: str) -> str | None:
     return next((drop.reason for drop in drops if fnmatchcase(name, drop.pattern)), None)
 
@@ -124,7 +137,7 @@ def _without_prefixes(arch: Architecture, tensors: Mapping[str, TensorRef]) -> d
 def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Config]]:
     """The rules with `{i}` filled in for every block that has them, and each rule with a bias followed by the bias's
     own; with the config that says which block it is."""
-    blocks = arch.blocks(config) if arch.blocks else n_layer(config)
+    blocks = _blocks(arch, config)
     numbered = [{**config, LAYER: i} for i in range(blocks)]
     for rule in arch.rules:
         for i in range(blocks if "{i}" in rule.to else 1):
