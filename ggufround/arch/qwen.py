@@ -63,8 +63,8 @@ QWEN2 = Architecture(
     checks=(activation("silu", "swish"),),
 )
 
-# A router, experts and one expert for all tokens in place of the feed-forward part, in every layer. Routed shares are not
-# brought to a sum of 1, heads divide the embedding, and the output matrix is one of its own.
+# A router, experts and one expert for all tokens in place of the feed-forward part, in every layer. Routed shares are
+# not brought to a sum of 1, heads divide the embedding, and the output matrix is one of its own.
 QWEN2MOE = replace(
     QWEN2,
     name="qwen2moe",

@@ -29,10 +29,15 @@ DIFFERENCES = {
         Field(Kind.F32, 0.96607375),
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
+    ("deepseek2-lite", "deepseek2.attention.q_lora_rank"): (
+        Field(Kind.U32, 0),
+        "without the key llama.cpp loads models of 26, 27 or 48 layers only",
+    ),
 }
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
     "llama.rope.scaling.attn_factor": "see above",
+    "deepseek2.attention.q_lora_rank": "see above",
     "phi3.rope.scaling.attn_factor": "the converter writes it while it makes tensors, before general.*",
 }
 
@@ -62,8 +67,9 @@ def evaluate(case: tiny_models.Tiny, output: Output) -> F32:
     for piece in output.pieces:
         stored = bf16_bits(tiny_models.weight(case, piece.source.name, piece.source.shape))
         rows = (stored.astype(np.uint32) << 16).view(np.float32).reshape(piece.source.rows, piece.source.columns)
-        for first in range(piece.first, piece.first + piece.rows, piece.granule):
-            slab = rows[first : first + piece.granule]
+        step = piece.read or piece.granule
+        for first in range(piece.first, piece.first + piece.source_rows, step):
+            slab = rows[first : first + step]
             parts.append(piece.via(slab) if piece.via else slab)
     return np.concatenate(parts).reshape(output.shape)
 

@@ -46,10 +46,11 @@ def test_each_row_of_the_checkpoint_is_used_once_or_its_tensor_dropped(name: str
     made = layout(name)
     rows = {key: np.zeros(ref.rows, int) for key, ref in source.tensors.items()}
     for output in made.outputs:
-        assert sum(piece.rows * piece.source.columns for piece in output.pieces) in (0, np.prod(output.shape))
+        assert sum(piece.rows for piece in output.pieces) in (0, np.prod(output.shape[:-1]))
         for piece in output.pieces:
             assert piece.rows % piece.granule == 0
-            rows[piece.source.name][piece.first : piece.first + piece.rows] += 1
+            assert piece.read or piece.source.columns == output.shape[-1]
+            rows[piece.source.name][piece.first : piece.first + piece.source_rows] += 1
     for key, used in rows.items():
         assert (used == (0 if key in dict(made.dropped) else 1)).all(), key
 
@@ -262,3 +263,30 @@ def test_interleaving_moves_each_row_of_the_second_half_behind_its_partner() -> 
     bias = on_vector(lambda column: interleave_heads(column, 8), rows[:, 0].reshape(1, 16))
     assert bias.shape == (1, 16)
     assert bias[0].tolist() == expected
+
+
+def test_blocks_that_predict_further_tokens_are_dropped_with_the_reason() -> None:
+    dropped = dict(layout("deepseek3").dropped)
+    assert all(name.startswith("model.layers.3.") for name in dropped)
+    assert "further tokens" in dropped["model.layers.3.eh_proj.weight"]
+
+
+def test_a_head_at_a_time_is_turned_round() -> None:
+    keys = next(o for o in layout("deepseek2").outputs if o.name == "blk.0.attn_k_b.weight")
+    assert [(piece.first, piece.source_rows, piece.rows) for piece in keys.pieces] == [
+        (0, 32, 64), (56, 32, 64), (112, 32, 64), (168, 32, 64)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 128}}, "mscale"),
+        ({"num_hidden_layers": 27}, "q_lora_rank"),
+        ({"norm_topk_prob": True}, "norm_topk_prob"),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, "rope_type"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_in_latent_attention_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        layout("deepseek2", {**tiny_models.CASES["deepseek2"].config, **config})

@@ -1,5 +1,5 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import first, qwen_moe
+from tiny_cases import deepseek, first, qwen_moe
 
-MODULES = (first, qwen_moe)
+MODULES = (first, qwen_moe, deepseek)
