@@ -76,6 +76,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     if arch.beyond:
         reasons |= {name: arch.beyond for name in checkpoint.tensors if _layer(name) >= _blocks(arch, config)}
     sources = _without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
+    present = {_layer(name) for name in sources}
     made: dict[str, Output] = {}
     missing: dict[str, str] = {}
     for rule, here in _per_block(arch, config):
@@ -83,7 +84,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
             continue
         if (output := _output(arch, rule, here, sources)) is not None:
             made[rule.to] = output
-        elif not rule.optional:
+        elif not rule.optional and (here[LAYER] < n_layer(config) or here[LAYER] in present):
             missing.setdefault(rule.to, _sources(rule)[0])
     if absent := [source for to, source in missing.items() if to not in made]:
         raise InputError(
