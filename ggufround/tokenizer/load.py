@@ -7,6 +7,7 @@ Kinds, tried in the order that an architecture names; one whose files are absent
 - "phi3": "spm" with Phi-3's own rule for added tokens; passed over for Phi-4's GPT-2 tokenizer
 - "llama_hf": tokenizer.json of a Llama without tokenizer.model: BPE with byte fallback
 - "bpe": byte-level BPE, tokenizer.json or vocab.json with merges.txt
+- "glm", "glm4", "hunyuan": "bpe", and which tokens begin and end texts and turns
 
 llama.cpp's converters in these terms: Llama, Mistral, Mixtral, Granite, SmolLM3 are ("spm", "llama_hf", "bpe"), Qwen2
 and Qwen3 ("spm", "bpe"), Gemma 2 ("gemma",), Gemma 3 ("gemma", "bpe"), Phi-3 ("phi3", "bpe"), Qwen-MoE and OLMo-2
@@ -24,6 +25,7 @@ from ggufround.gguf_file import Field, Kind, boolean
 from ggufround.tokenizer.bpe import ADD_BOS, TOKENS, load_bpe, load_llama_hf
 from ggufround.tokenizer.files import Files, read_files
 from ggufround.tokenizer.pretokenizers import check_name
+from ggufround.tokenizer.roles import load_glm, load_glm4, load_hunyuan
 from ggufround.tokenizer.spec import Vocab
 from ggufround.tokenizer.special import special_fields
 from ggufround.tokenizer.spm import ADD_SPACE_PREFIX, load_gemma, load_phi3, load_spm
@@ -35,6 +37,9 @@ KINDS: dict[str, Loader] = {
     "phi3": lambda files, pre, size: load_phi3(files, size),
     "llama_hf": lambda files, pre, size: load_llama_hf(files, size),
     "bpe": load_bpe,
+    "glm": load_glm,
+    "glm4": load_glm4,
+    "hunyuan": load_hunyuan,
 }
 CODE_LLAMA, SMALL_GRANITE = 32016, 49152  # vocabulary sizes by which llama.cpp's converter tells these two
 
