@@ -29,6 +29,10 @@ DIFFERENCES = {
         Field(Kind.F32, 0.96607375),
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
+    ("glm4moe-lite", "deepseek2.expert_gating_func"): (
+        Field(Kind.U32, 2),
+        "without the key llama.cpp takes a sigmoid for the one published vocabulary only, else a softmax",
+    ),
     ("deepseek2-lite", "deepseek2.attention.q_lora_rank"): (
         Field(Kind.U32, 0),
         "without the key llama.cpp loads models of 26, 27 or 48 layers only",
@@ -38,6 +42,9 @@ DIFFERENCES = {
 OTHER_PLACE = {
     "llama.rope.scaling.attn_factor": "see above",
     "deepseek2.attention.q_lora_rank": "see above",
+    "deepseek2.expert_gating_func": "see above",
+    "deepseek2.attention.key_length": "the converter writes it earlier where the config class has a head_dim",
+    "deepseek2.attention.value_length": "the same",
     "phi3.rope.scaling.attn_factor": "the converter writes it while it makes tensors, before general.*",
 }
 

@@ -290,3 +290,29 @@ def test_a_head_at_a_time_is_turned_round() -> None:
 def test_what_llama_cpp_computes_otherwise_in_latent_attention_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         layout("deepseek2", {**tiny_models.CASES["deepseek2"].config, **config})
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("hunyuan", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "without alpha"),
+        ("hunyuan-moe", {"moe_topk": [2, 3]}, "moe_topk"),
+        ("hunyuan-moe", {"moe_intermediate_size": [64, 64]}, "moe_intermediate_size"),
+        ("ernie4.5-moe", {"moe_layer_end_index": 1}, "moe_layer_end_index"),
+        ("ernie4.5-moe", {"moe_layer_interval": 2}, "moe_layer_interval"),
+        ("glm4", {"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
+        ("glm4moe-lite", {"mlp_layer_types": ["sparse"] * 3}, "mlp_layer_types"),
+    ],
+)
+def test_a_config_that_newer_architectures_cannot_run_is_refused(
+    name: str, config: dict[str, Any], message: str
+) -> None:
+    changed = {**tiny_models.CASES[name].config, **config}
+    arch = find_architecture(changed)
+    with pytest.raises((InputError, UnsupportedError), match=message):
+        metadata(arch, headers(name, changed))
+
+
+def test_a_block_that_predicts_a_further_token_is_all_there_or_not_at_all() -> None:
+    with pytest.raises(InputError, match=r"layers\.3\.eh_proj\.weight"):
+        less("glm4moe", "model.layers.3.eh_proj.weight")
