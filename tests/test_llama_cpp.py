@@ -6,6 +6,7 @@ log-probabilities ten times more than the tolerance.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def expected(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     classes = transformers.AutoModelForCausalLM
-    if case.loads:
+    if case.twin is not None:
+        model = tiny_models.write(replace(case, config=dict(case.twin)), model.parent / "twin")
+    if case.loads or case.twin is not None:
         network = classes.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     else:  # the text model of a checkpoint that has more, or less, than transformers' class for it
         config = transformers.AutoConfig.from_pretrained(model).get_text_config()

@@ -40,6 +40,8 @@ class Tiny:
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads"
+    # The config of the same model in a class that transformers has, where it has none of this one's.
+    twin: Mapping[str, Any] | None = None
     unread: tuple[str, ...] = ()  # how names of tensors begin that transformers leaves aside
     mistakes: tuple[str, ...] = ("rope", "gate", "norm")  # errors of a converter that must show in llama.cpp
 

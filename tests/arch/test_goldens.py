@@ -29,6 +29,10 @@ DIFFERENCES = {
         Field(Kind.F32, 0.96607375),
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
+    ("minicpm3-longrope", "minicpm3.rope.freq_base"): (
+        Field(Kind.F32, 50000.0),
+        "the converter leaves it out, and llama.cpp then rotates with 10000",
+    ),
     ("glm4moe-lite", "deepseek2.expert_gating_func"): (
         Field(Kind.U32, 2),
         "without the key llama.cpp takes a sigmoid for the one published vocabulary only, else a softmax",
@@ -42,6 +46,7 @@ DIFFERENCES = {
 OTHER_PLACE = {
     "llama.rope.scaling.attn_factor": "see above",
     "deepseek2.attention.q_lora_rank": "see above",
+    "minicpm3.rope.freq_base": "see above",
     "deepseek2.expert_gating_func": "see above",
     "deepseek2.attention.key_length": "the converter writes it earlier where the config class has a head_dim",
     "deepseek2.attention.value_length": "the same",
