@@ -125,8 +125,12 @@ def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None =
     config = flatten(checkpoint.config, arch.defaults)
     fields = {"general.architecture": string(arch.name), "general.type": string("model")}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))
-    read = {f"{arch.name}.{kv.key}": kv.read(config) for kv in arch.kvs}
+    read = {_full(arch, kv.key): kv.read(config) for kv in arch.kvs}
     return fields | {key: field for key, field in read.items() if field is not None}
+
+
+def _full(arch: Architecture, key: str) -> str:
+    return key if key.startswith("tokenizer.") else f"{arch.name}.{key}"
 
 
 def parameter_count(tensors: tuple[Output, ...]) -> dict[str, int]:

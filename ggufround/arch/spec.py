@@ -111,7 +111,8 @@ Reader = Callable[[Config], Field | None]
 
 
 class KV(NamedTuple):
-    """A metadata key ("block_count", below the architecture's name) and how its value is read; None is not written."""
+    """A metadata key ("block_count" below the architecture's name, or a whole "tokenizer...." one) and how its value is
+    read; None is not written."""
 
     key: str
     read: Reader
