@@ -37,7 +37,9 @@ def expected(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
     transformers = pytest.importorskip("transformers")
     classes = transformers.AutoModelForCausalLM
     if case.twin is not None:
-        model = tiny_models.write(replace(case, config=dict(case.twin)), model.parent / "twin")
+        tensors = tiny_models.weights(case)
+        named = case.as_twin(tensors) if case.as_twin else tensors
+        model = tiny_models.write(replace(case, config=dict(case.twin)), model.parent / "twin", named)
     if case.loads or case.twin is not None:
         network = classes.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     else:  # the text model of a checkpoint that has more, or less, than transformers' class for it

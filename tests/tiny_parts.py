@@ -42,6 +42,7 @@ class Tiny:
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads"
     # The config of the same model in a class that transformers has, where it has none of this one's.
     twin: Mapping[str, Any] | None = None
+    as_twin: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None  # its tensors, of this one's
     unread: tuple[str, ...] = ()  # how names of tensors begin that transformers leaves aside
     mistakes: tuple[str, ...] = ("rope", "gate", "norm")  # errors of a converter that must show in llama.cpp
 
