@@ -13,17 +13,29 @@ from dataclasses import replace
 
 from ggufround.arch import rope
 from ggufround.arch.checks import activation, fixed
-from ggufround.arch.config import head_dim, integer, n_head, n_layer, number, optional_integer, shown
-from ggufround.arch.llama import ENDS, FEED_FORWARD, INTERLEAVED, NORMS
+from ggufround.arch.config import (
+    N_FF,
+    head_dim,
+    integer,
+    n_head,
+    n_head_kv,
+    n_layer,
+    number,
+    optional_integer,
+    shown,
+    wrong,
+)
+from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD, INTERLEAVED, NORMS
 from ggufround.arch.metadata import (
     COMMON,
     constant,
     count,
+    real,
     real_if_stated,
     replaced,
     without,
 )
-from ggufround.arch.qwen import EXPERTS, STACKED
+from ggufround.arch.qwen import EXPERTS, HEAD_NORMS, STACKED
 from ggufround.arch.spec import F32, KV, Architecture, Config, Rule, Transform
 from ggufround.errors import UnsupportedError
 from ggufround.gguf_file import Field, boolean, f32, string, u32
@@ -294,4 +306,84 @@ DEEPSEEK3 = replace(
     beyond="predicts further tokens: llama.cpp has no use for it in this architecture",
 )
 
-FAMILY = (DEEPSEEK, DEEPSEEK2, DEEPSEEK3)
+# No experts. llama.cpp wants their keys all the same.
+YOUTU = replace(
+    DEEPSEEK3,
+    classes=("YoutuForCausalLM",),
+    rules=(*ENDS, *NORMS, *LATENT, *FEED_FORWARD),
+    kvs=tuple(
+        {
+            "leading_dense_block_count": KV("leading_dense_block_count", lambda config: u32(n_layer(config))),
+            "expert_feed_forward_length": KV("expert_feed_forward_length", count(*N_FF)),
+            "expert_shared_count": KV("expert_shared_count", constant(u32(0))),
+        }.get(kv.key, kv)
+        for kv in DEEPSEEK2.kvs
+    ),
+    defaults={
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "num_key_value_heads": 16,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+    },
+    checks=(
+        activation("silu", "swish"),
+        query_latent_is_read,
+        yarn_scales_scores_alone,
+        fixed("n_routed_experts", None),
+        fixed("rope_interleave", None, True),
+    ),
+    beyond="",
+)
+
+
+def one_key_a_head(config: Config) -> None:
+    if n_head_kv(config) != n_head(config):
+        raise wrong("num_key_value_heads", n_head_kv(config), f"{n_head(config)}, one for each head")
+
+
+# V3's router over plain attention, with queries and keys normalised head by head.
+DOTS1 = Architecture(
+    name="dots1",
+    classes=("Dots1ForCausalLM",),
+    rules=(
+        *ENDS[:2],
+        replace(ENDS[2], optional=False),
+        *NORMS,
+        *ATTENTION,
+        *HEAD_NORMS,
+        *DENSE,
+        *ROUTED,
+        SELECTION,
+        *SHARED,
+    ),
+    kvs=(
+        *replaced(COMMON, KV("expert_gating_func", constant(u32(2)))),
+        KV("expert_feed_forward_length", count("moe_intermediate_size")),
+        KV("leading_dense_block_count", lambda config: u32(leading(config))),
+        KV("expert_shared_count", count("n_shared_experts")),
+        KV("expert_weights_scale", real("routed_scaling_factor")),
+        KV("expert_weights_norm", lambda config: boolean(bool(config["norm_topk_prob"]))),
+    ),
+    tokenizers=("bpe",),
+    defaults={
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "num_key_value_heads": n_head,
+        "moe_intermediate_size": 1408,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 0,
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0,
+    },
+    checks=(*ROUTING, one_key_a_head, fixed("scoring_func", None, "sigmoid", "noaux_tc")),
+    sizes={"shared_ff": shared_ff},
+)
+
+FAMILY = (DEEPSEEK, DEEPSEEK2, DEEPSEEK3, YOUTU, DOTS1)

@@ -10,7 +10,21 @@ from dataclasses import replace
 
 from ggufround.arch import rope
 from ggufround.arch.checks import activation, fixed
-from ggufround.arch.config import head_dim, integer, n_layer, optional_integer, optional_number, wrong
+from ggufround.arch.config import (
+    N_CONTEXT,
+    N_EMBD,
+    N_FF,
+    N_HEAD,
+    N_HEAD_KV,
+    head_dim,
+    integer,
+    n_embd,
+    n_head,
+    n_layer,
+    optional_integer,
+    optional_number,
+    wrong,
+)
 from ggufround.arch.deepseek import (
     DEEPSEEK3,
     DENSE,
@@ -22,7 +36,7 @@ from ggufround.arch.deepseek import (
     shared_ff,
 )
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD, NORMS
-from ggufround.arch.metadata import COMMON, constant, count_if_stated, real_if_stated, replaced, without
+from ggufround.arch.metadata import COMMON, constant, count, count_if_stated, real, real_if_stated, replaced, without
 from ggufround.arch.qwen import HEAD_NORMS
 from ggufround.arch.spec import KV, Architecture, Config, Rule
 from ggufround.gguf_file import Field, boolean, u32
@@ -187,4 +201,33 @@ GLM4_MOE_LITE = replace(
     beyond="",
 )
 
-FAMILY = (GLM4, GLM4_MOE, GLM4_MOE_LITE)
+
+def heads_fill_the_embedding(config: Config) -> None:
+    if head_dim(config) * n_head(config) != n_embd(config):
+        raise wrong("head_dim", head_dim(config), f"a hidden size of {n_embd(config)} over {n_head(config)} heads")
+
+
+# The first GLM-4, as transformers has it. The converter knows it by the names that the older code of its own had, and
+# so writes neither its length, nor its epsilon, nor its rotation base: they are written here.
+GLM = replace(
+    GLM4,
+    name="chatglm",
+    classes=("GlmForCausalLM",),
+    rules=(*ENDS, *NORMS, *ATTENTION, *GLM4.rules[-2:]),
+    kvs=(
+        KV("context_length", count(*N_CONTEXT)),
+        KV("embedding_length", count(*N_EMBD)),
+        KV("feed_forward_length", count(*N_FF)),
+        KV("block_count", lambda config: u32(n_layer(config))),
+        KV("attention.head_count", count(*N_HEAD)),
+        KV("attention.head_count_kv", count(*N_HEAD_KV)),
+        KV("attention.layer_norm_rms_epsilon", real("rms_norm_eps")),
+        KV("rope.dimension_count", lambda config: u32(rotated(config))),
+        KV("tokenizer.ggml.add_bos_token", constant(boolean(False))),
+        KV("rope.freq_base", rope.freq_base),
+    ),
+    checks=(*GLM4.checks, heads_fill_the_embedding),
+    rope_types=("default", "dynamic"),
+)
+
+FAMILY = (GLM, GLM4, GLM4_MOE, GLM4_MOE_LITE)

@@ -29,6 +29,9 @@ DIFFERENCES = {
         Field(Kind.F32, 0.96607375),
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
+    ("glm", "chatglm.context_length"): (Field(Kind.U32, 512), "the converter takes the hidden size"),
+    ("glm", "chatglm.attention.layer_norm_rms_epsilon"): (Field(Kind.F32, 1.5625e-07), "the converter takes 1e-5"),
+    ("glm", "chatglm.rope.freq_base"): (Field(Kind.F32, 50000.0), "the converter takes 10000"),
     ("minicpm3-longrope", "minicpm3.rope.freq_base"): (
         Field(Kind.F32, 50000.0),
         "the converter leaves it out, and llama.cpp then rotates with 10000",

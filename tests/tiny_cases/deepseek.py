@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from tiny_parts import EMBD, HEADS, VOCAB, Shapes, Tiny, attention, config, ends, feed_forward, norms
 
 EXPERT_FF, LAYERS, LEADING = 64, 3, 1
@@ -23,6 +25,7 @@ LATENT = {
     "num_experts_per_tok": 3,
     "rms_norm_eps": 1e-6,  # transformers' norms of latents have this one whatever the config says
 }
+MOE = ("first_k_dense_replace", "moe_intermediate_size", "n_routed_experts", "n_shared_experts", "num_experts_per_tok")
 YARN = {
     "type": "yarn", "factor": 4, "original_max_position_embeddings": 128, "beta_fast": 32, "beta_slow": 1,
     "mscale": 0.707, "mscale_all_dim": 0.707,
@@ -78,6 +81,25 @@ def next_token(number: int) -> Shapes:
     yield f"{prefix}shared_head.head.weight", (VOCAB, EMBD)
 
 
+def youtu() -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from ends(head=False)
+    for i in range(LAYERS):
+        prefix = f"model.layers.{i}."
+        yield from norms(prefix, "input_layernorm", "post_attention_layernorm")
+        yield from latent_attention(prefix, Q_LORA)
+        yield from feed_forward(prefix)
+
+
+def dots1() -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from ends()
+    for i in range(LAYERS):
+        prefix = f"model.layers.{i}."
+        yield from norms(prefix, "input_layernorm", "post_attention_layernorm")
+        shapes = dict(attention(prefix, 32, norms=True))
+        yield from (shapes | {f"{prefix}self_attn.{n}_proj.weight": (HEADS * 32, EMBD) for n in "kv"}).items()
+        yield from feed_forward(prefix) if i < LEADING else mixture(prefix, selection=True)
+
+
 def first_deepseek() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield from ends()
     for i in range(LAYERS):
@@ -87,7 +109,32 @@ def first_deepseek() -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from feed_forward(prefix) if i < LEADING else mixture(prefix)
 
 
+def gated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Qwen 2's mixtures multiply the shared expert by a gate: where that is a half, by twice its last matrix."""
+    named = {}
+    for name, value in tensors.items():
+        to = name.replace("shared_experts", "shared_expert")
+        named[to] = value * 2 if to.endswith("shared_expert.down_proj.weight") else value
+        if name.endswith("mlp.gate.weight"):
+            named[name.replace("gate.weight", "shared_expert_gate.weight")] = np.zeros((1, EMBD), np.float32)
+    return named
+
+
 CASES = (
+    Tiny(
+        "youtu",
+        config("YoutuForCausalLM", "youtu", **{key: value for key, value in LATENT.items() if key not in MOE},
+               rope_theta=10000.0, tie_word_embeddings=True),
+        dict(youtu()),
+    ),
+    Tiny(
+        "dots1",
+        config("Dots1ForCausalLM", "dots1", num_key_value_heads=HEADS, head_dim=32, num_hidden_layers=LAYERS,
+               first_k_dense_replace=LEADING, moe_intermediate_size=EXPERT_FF, n_routed_experts=8, n_shared_experts=2,
+               num_experts_per_tok=3, norm_topk_prob=True, routed_scaling_factor=2.5, scoring_func="sigmoid",
+               n_group=1, topk_group=1, rope_theta=10000.0, sliding_window=None),
+        dict(dots1()),
+    ),
     Tiny(
         "deepseek2-lite",
         config("DeepseekV2ForCausalLM", "deepseek_v2", **LATENT, scoring_func="softmax", topk_method="greedy",
@@ -115,7 +162,10 @@ CASES = (
                first_k_dense_replace=LEADING, moe_intermediate_size=EXPERT_FF, n_routed_experts=8, n_shared_experts=2,
                num_experts_per_tok=3, norm_topk_prob=False, scoring_func="softmax", moe_layer_freq=1,
                rope_theta=10000.0),
-        dict(first_deepseek()),
-        loads=False, proof="loads",  # transformers has no class for it
+        dict(first_deepseek()), loads=False,
+        twin=config("Qwen2MoeForCausalLM", "qwen2_moe", num_hidden_layers=LAYERS, mlp_only_layers=[0],
+                    moe_intermediate_size=EXPERT_FF, num_experts=8, shared_expert_intermediate_size=2 * EXPERT_FF,
+                    num_experts_per_tok=3, norm_topk_prob=False, qkv_bias=False, rope_theta=10000.0),
+        as_twin=gated,
     ),
 )  # fmt: skip

@@ -27,13 +27,13 @@ MOE = {
 }
 
 
-def glm4_like() -> Shapes:
+def glm4_like(head_dim: int = 64) -> Shapes:
     yield from ends()
     for i in range(2):
         block = f"model.layers.{i}."
         yield from norms(block, "input_layernorm", "post_attention_layernorm")
         yield from norms(block, "post_self_attn_layernorm", "post_mlp_layernorm")
-        yield from attention(block, 64, BIASED)
+        yield from attention(block, head_dim, BIASED)
         yield f"{block}mlp.gate_up_proj.weight", (2 * FF, EMBD)
         yield f"{block}mlp.down_proj.weight", (EMBD, FF)
 
@@ -49,6 +49,12 @@ def glm4_moe_like(layers: int, qk_norms: bool) -> Shapes:
 
 UNREAD = (f"model.layers.{LAYERS}.",)  # transformers has no code for the block that predicts a token further
 CASES = (
+    Tiny(
+        "glm",
+        config("GlmForCausalLM", "glm", head_dim=32, attention_bias=True, partial_rotary_factor=0.5, pad_token_id=0,
+               rope_theta=50000.0, rms_norm_eps=1.5625e-07),
+        {name: shape for name, shape in glm4_like(32) if "post_self_attn" not in name and "post_mlp" not in name},
+    ),
     Tiny(
         "glm4",
         config("Glm4ForCausalLM", "glm4", head_dim=64, attention_bias=True, partial_rotary_factor=0.5, pad_token_id=0,
