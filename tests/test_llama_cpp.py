@@ -7,6 +7,7 @@ log-probabilities ten times more than the tolerance.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.torch]
 TOLERANCE = 0.02  # of the log-probabilities' standard deviation
 PROMPTS = [[5, 40, 77, 130, 9], [300, 12, 12, 250, 31, 8, 111], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69], [200, 7, 99]]
 VOCAB = tiny_models.VOCAB
+QUERIES = ("blk.0.attn_q.weight", "blk.0.attn_q_b.weight", "blk.0.attn_qkv.weight")
 
 
 def weights(torch: Any, model: Path) -> dict[str, Any]:
@@ -36,8 +38,13 @@ def expected(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
     transformers = pytest.importorskip("transformers")
     classes = transformers.AutoModelForCausalLM
     given = case.given
-    if case.twin is not None:
+    if isinstance(case.twin, tiny_models.Tiny):
         case, model = case.twin, tiny_models.write(case.twin, model.with_name(model.name + "-twin"))
+    elif case.twin is not None:
+        tensors = tiny_models.weights(case)
+        named = case.as_twin(tensors) if case.as_twin else tensors
+        case = replace(case, config=dict(case.twin), loads=True)
+        model = tiny_models.write(case, model.with_name(model.name + "-twin"), named)
     if case.loads:
         network = classes.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     else:  # the text model of a checkpoint that has more, or less, than transformers' class for it
@@ -82,7 +89,7 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
     """One copy an error that a converter could make: the wrong order of rotated rows, of gate and up, a norm."""
     made = {}
     if "rope" in case.mistakes:
-        key = next(n for n in header.tensors if n in ("blk.0.attn_q.weight", "blk.0.attn_qkv.weight"))
+        key = next(n for n in header.tensors if n in QUERIES)
         made["rope"] = edited(good, folder / "rope.gguf", header, key, swapped(header, values(good, header, key), key))
     if "gate" in case.mistakes:
         up = next(n for n in header.tensors if n.startswith("blk.0.ffn_up") and n.endswith("weight"))

@@ -42,13 +42,16 @@ class Tiny:
     loads: bool = True  # transformers loads it; else a way of saving that only converters meet
     converts: bool = True  # llama.cpp's converter makes a file of it; else there is no golden, for the reason stated
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
-    twin: Tiny | None = None  # the same weights in a model that transformers has, where it has not this one
+    # The same weights in a model that transformers has, where it has not this one; or the config of such a model.
+    twin: Tiny | Mapping[str, Any] | None = None
     given: Callable[[int], dict[str, np.ndarray]] | None = None  # what transformers is told of so many tokens besides
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads", "vision"
     mmproj: bool = False  # it has a vision part whose projector llama.cpp's converter writes
     # Makes of transformers' network what llama.cpp runs, where the two differ for a reason that is not the file's.
     altered: Callable[[Any], None] | None = None
+    as_twin: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None  # its tensors, of this one's
+    unread: tuple[str, ...] = ()  # how names of tensors begin that transformers leaves aside
     mistakes: tuple[str, ...] = ("rope", "gate", "norm")  # errors of a converter that must show in llama.cpp
 
 

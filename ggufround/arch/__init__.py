@@ -8,19 +8,25 @@ from typing import Any
 
 from ggufround.arch import (
     baichuan,
+    bailing,
     bert,
     cohere,
     composite,
     dbrx,
     deci,
+    deepseek,
+    ernie,
     exaone,
     falcon_h1,
     gemma,
+    glm,
     gpt,
+    hunyuan,
     internlm,
     llama,
     mamba,
     mimo,
+    minicpm,
     olmo,
     phi,
     qwen,
@@ -52,6 +58,12 @@ FAMILIES = (
     deci,
     mimo,
     dbrx,
+    deepseek,
+    glm,
+    ernie,
+    hunyuan,
+    minicpm,
+    bailing,
 )
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes

@@ -24,6 +24,14 @@ N_HEAD = ("num_attention_heads", "n_head", "n_heads")
 N_HEAD_KV = ("num_key_value_heads", "n_kv_heads")
 N_EXPERT = ("num_local_experts", "num_experts", "n_routed_experts")
 N_EXPERT_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
+N_GATING = (
+    "score_function",
+    "scoring_func",
+    "score_func",
+    "moe_router_activation",
+    "moe_router_activation_func",
+    "expert_selection_fn",
+)
 ROPE_THETA = ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base")
 ROPE_THETA_LOCAL = (
     "local_rope_theta",

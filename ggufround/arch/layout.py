@@ -7,6 +7,7 @@ weights runs and is wrong.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -98,10 +99,13 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     dense = any("_Dense." in name for rule in arch.rules for name in _sources(rule))
     drops = (*DROPS, *arch.drops, *FOREIGN[arch.part], *(() if dense else (sentence.DROP,)))
     reasons = {name: reason for name in checkpoint.tensors if (reason := _drop_reason(drops, name)) is not None}
+    if arch.beyond:
+        reasons |= {name: arch.beyond for name in checkpoint.tensors if _layer(name) >= _blocks(arch, config)}
     sources = without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
     for name in number_names(arch, config):  # where one is absent, `metadata` says so
         if name in sources:
             reasons[sources.pop(name).name] = "a number: it goes into the metadata"
+    present = {_layer(name) for name in sources}
     made: dict[str, Output] = {}
     missing: dict[str, str] = {}
     for rule, here in _per_block(arch, config):
@@ -109,7 +113,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
             continue
         if (output := _output(arch, rule, here, sources)) is not None:
             made[rule.to] = output
-        elif not rule.optional:
+        elif not rule.optional and (arch.part != "text" or here[LAYER] < n_layer(config) or here[LAYER] in present):
             missing.setdefault(rule.to, _sources(rule)[0])
     if absent := [source for to, source in missing.items() if to not in made]:
         raise InputError(
@@ -130,6 +134,16 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     assert trimmed.keys() <= may_be, "rules leave rows out"
     ordered = sorted(made.values(), key=lambda output: _order(output.name))
     return Layout(tuple(ordered), tuple(sorted((reasons | trimmed).items())))
+
+
+def _blocks(arch: Architecture, config: Config) -> int:
+    return arch.blocks(config) if arch.blocks else n_layer(config)
+
+
+def _layer(name: str) -> int:
+    """The number of the block that a checkpoint tensor is of; -1 for one of none."""
+    found = re.search(r"(?:^|\.)layers\.(\d{1,9})\.", name)
+    return int(found[1]) if found else -1
 
 
 def _drop_reason(drops: tuple[Drop, ...], name: str) -> str | None:
@@ -171,10 +185,6 @@ def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Confi
                 sources = tuple(_bias(name) for name in sources)
                 shape = rule.shape.split()[0]
                 yield replace(rule, source=sources, to=_bias(to), shape=shape, optional=True), numbered[i]
-
-
-def _blocks(arch: Architecture, config: Config) -> int:
-    return arch.blocks(config) if arch.blocks else n_layer(config)
 
 
 def _sources(rule: Rule) -> tuple[str, ...]:

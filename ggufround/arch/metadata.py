@@ -17,14 +17,17 @@ from ggufround.arch.config import (
     N_EXPERT,
     N_EXPERT_USED,
     N_FF,
+    N_GATING,
     N_HEAD,
     N_HEAD_KV,
+    find,
     flatten,
     integer,
     n_layer,
     number,
     optional_integer,
     optional_number,
+    wrong,
 )
 from ggufround.arch.general import general
 from ggufround.arch.layout import number_names, outputs, without_prefixes
@@ -69,6 +72,19 @@ def constant(field: Field) -> ReadConfig:
     return lambda config: field
 
 
+GATES = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 4}  # llama.cpp's numbers for what a router makes of its scores
+
+
+def gating(config: Config) -> Field | None:
+    """How a router's scores become shares, where the config says it."""
+    if (found := find(config, N_GATING)) is None:
+        return None
+    key, value = found
+    if value not in GATES:
+        raise wrong(key, value, " or ".join(GATES))
+    return u32(GATES[value])
+
+
 COMMON = (
     KV("block_count", lambda config: u32(n_layer(config))),
     KV("context_length", count_if_stated(*N_CONTEXT)),
@@ -90,6 +106,9 @@ COMMON = (
     KV("attention.layer_norm_epsilon", real_if_stated("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")),
     KV("expert_count", count_if_stated(*N_EXPERT)),
     KV("expert_used_count", count_if_stated(*N_EXPERT_USED)),
+    KV("expert_group_count", count_if_stated("n_group")),
+    KV("expert_group_used_count", count_if_stated("topk_group")),
+    KV("expert_gating_func", gating),
     KV("attention.key_length", count_if_stated("head_dim")),
     KV("attention.value_length", count_if_stated("head_dim")),
 )

@@ -34,9 +34,10 @@ def pieces_of(arch: Architecture, rule: Rule, ref: TensorRef, config: Config) ->
     made = shape_of(config, rule.makes, arch.sizes) if rule.makes else None
     if len(expected) == 1:
         return _of_vector(rule, ref, config, transform, made)
-    if made is not None and transform is None and rule.runs is None and made[-1] == expected[-1]:
-        return (Piece(ref, 0, ref.rows),), made  # the same rows
     runs = list(_runs(rule, expected, config))
+    if made is not None and transform is None and made[-1] == expected[-1]:
+        assert sum(rows for _, rows in runs) == prod(made[:-1]), rule
+        return tuple(Piece(ref, first, rows) for first, rows in runs), made  # rows as they are, counted otherwise
     if made is not None:
         return tuple(_solid(ref, runs, made, transform)), made
     via, granule, back = transform or (None, 1, None)

@@ -1,4 +1,4 @@
-"""Qwen 2, Qwen 3 and Qwen 3's mixtures of experts. Heads keep transformers' order of rotation.
+"""Qwen 2, Qwen 3 and their mixtures of experts. Heads keep transformers' order of rotation.
 
 Sources: conversion/qwen.py for names, values and metadata; src/models/qwen*.cpp for what llama.cpp reads.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ggufround.arch.checks import activation, fixed
+from ggufround.arch.config import integer
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD, NORMS
 from ggufround.arch.metadata import COMMON, POOLED, count_if_stated
 from ggufround.arch.spec import KV, Architecture, Rule
@@ -39,6 +40,14 @@ STACKED = (
     Rule("layers.{i}.mlp.experts.down_proj", "blk.{i}.ffn_down_exps.weight", "experts embd expert_ff"),
 )
 
+# The shared expert of Qwen 2's mixtures, with a gate of its own, a single row.
+SHARED = (
+    Rule("layers.{i}.mlp.shared_expert_gate.weight", "blk.{i}.ffn_gate_inp_shexp.weight", "1 embd"),
+    Rule("layers.{i}.mlp.shared_expert.gate_proj.weight", "blk.{i}.ffn_gate_shexp.weight", "shared_ff embd"),
+    Rule("layers.{i}.mlp.shared_expert.up_proj.weight", "blk.{i}.ffn_up_shexp.weight", "shared_ff embd"),
+    Rule("layers.{i}.mlp.shared_expert.down_proj.weight", "blk.{i}.ffn_down_shexp.weight", "embd shared_ff"),
+)
+
 QWEN2 = Architecture(
     name="qwen2",
     classes=("Qwen2ForCausalLM", "Qwen2Model"),
@@ -52,6 +61,36 @@ QWEN2 = Architecture(
         "num_key_value_heads": 32,
     },
     checks=(activation("silu", "swish"),),
+)
+
+# A router, experts and one expert for all tokens in place of the feed-forward part, in every layer. Routed shares are
+# not brought to a sum of 1, heads divide the embedding, and the output matrix is one of its own.
+QWEN2MOE = replace(
+    QWEN2,
+    name="qwen2moe",
+    classes=("Qwen2MoeForCausalLM",),
+    rules=(*ENDS[:2], replace(ENDS[2], optional=False), *NORMS, *ATTENTION, *EXPERTS, *STACKED, *SHARED),
+    kvs=(
+        *COMMON,
+        KV("expert_feed_forward_length", count_if_stated("moe_intermediate_size")),
+        KV("expert_shared_feed_forward_length", count_if_stated("shared_expert_intermediate_size")),
+    ),
+    tokenizers=("bpe",),
+    defaults={
+        **QWEN2.defaults,
+        "num_key_value_heads": 16,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    },
+    checks=(
+        *QWEN2.checks,
+        fixed("norm_topk_prob", None, False),
+        fixed("decoder_sparse_step", None, 1),
+        fixed("mlp_only_layers", None, []),
+    ),
+    sizes={"shared_ff": lambda config: integer(config, "shared_expert_intermediate_size")},
 )
 
 # Queries and keys are normalised head by head, and heads have a size of their own.
@@ -86,4 +125,4 @@ QWEN3MOE = replace(
     ),
 )
 
-FAMILY = (QWEN2, QWEN3, QWEN3MOE)
+FAMILY = (QWEN2, QWEN2MOE, QWEN3, QWEN3MOE)

@@ -191,10 +191,15 @@ def rotated(config: Config) -> int:
 
 def longrope_factors(config: Config) -> tuple[Output, ...]:
     """rope_factors_long.weight and rope_factors_short.weight, float32 [rotated / 2], where the config has them."""
+    return factor_tensors(config, rotated(config))
+
+
+def factor_tensors(config: Config, columns: int) -> tuple[Output, ...]:
+    """The same for heads of which so many columns are rotated."""
     rope = parameters(config)
     if not rope.get("long_factor"):
         return ()
-    half = rotated(config) // 2
+    half = columns // 2
     return tuple(_tensor(f"rope_factors_{kind}.weight", _factors(rope, kind, half)) for kind in ("long", "short"))
 
 

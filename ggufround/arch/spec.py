@@ -164,8 +164,10 @@ class Architecture:
     drops: tuple[Drop, ...] = ()  # besides those of every model
     prefixes: tuple[str, ...] = ("model.", "language_model.", "text_model.")
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)  # words of shapes besides `SIZES`
-    blocks: Callable[[Config], int] | None = None  # `{i}` counts to it; None: the config's number of layers
     # Keys (in full) with a number a block, which the checkpoint holds as tensors of one value: their name with `{i}`.
     numbers: tuple[tuple[str, str], ...] = ()
+    # `{i}` counts to it; None: the config's number of layers. Blocks beyond that may be absent as a whole.
+    blocks: Callable[[Config], int] | None = None
+    beyond: str = ""  # why `layers` numbered from there on are left out of the file, if a checkpoint may have them
     untunable: str = ""  # why the tuner cannot run it, if it cannot
     part: Literal["text", "vision"] = "text"  # which part of a composite model it is of; tensors of others are dropped

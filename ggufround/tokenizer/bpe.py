@@ -51,8 +51,12 @@ def check_size(size: int, where: str) -> int:
     return size
 
 
-def load_bpe(files: Files, pre: str | None, vocab_size: int | None) -> Vocab | None:
+def load_bpe(
+    files: Files, pre: str | None, vocab_size: int | None, roles: Mapping[str, str] | None = None
+) -> Vocab | None:
     """A byte-level BPE; None where the checkpoint has neither tokenizer.json nor vocab.json with merges.txt.
+
+    `roles`: added tokens that play a part ("eot") where the files name none for it.
 
     Raises UnsupportedError where llama.cpp knows no such pre-tokenizer (see `pretokenizers`).
     """
@@ -76,7 +80,8 @@ def load_bpe(files: Files, pre: str | None, vocab_size: int | None) -> Vocab | N
     }
     if merges := _merges(tokenizer):
         fields[MERGES] = array(Kind.STRING, merges)
-    fields |= special_fields(files)
+    added = {role: tokenizer.added[token].id for role, token in (roles or {}).items() if token in tokenizer.added}
+    fields |= special_fields(files, preset=added)
     if found.by_structure:
         fields |= _adds(tokenizer, fields)
     notes = (*(() if found.note is None else (found.note,)), *dropped)

@@ -15,6 +15,7 @@ Kinds, tried in the order that an architecture names; one whose files are absent
 - "ugm": a unigram model, tokenizer.model, spiece.model or tokenizer.json
 - "xlmr": XLM-RoBERTa's, sentencepiece.bpe.model or tokenizer.json
 - "rwkv": rwkv_vocab_v20230424.txt
+- "glm", "glm4", "hunyuan": "bpe", and which tokens begin and end texts and turns
 
 llama.cpp's converters in these terms: Llama, Mistral, Mixtral, Granite, SmolLM3 are ("tekken", "spm", "llama_hf",
 "bpe"), Qwen2 and Qwen3 ("spm", "bpe"), Gemma 2 ("gemma",), Gemma 3 ("gemma", "bpe"), Phi-3 ("phi3", "bpe"), Qwen-MoE
@@ -33,6 +34,7 @@ from ggufround.tokenizer.bpe import ADD_BOS, TOKENS, load_bpe, load_llama_hf
 from ggufround.tokenizer.files import Files, read_files
 from ggufround.tokenizer.internlm import load_internlm2, load_internlm3
 from ggufround.tokenizer.pretokenizers import check_name
+from ggufround.tokenizer.roles import load_glm, load_glm4, load_hunyuan
 from ggufround.tokenizer.rwkv import load_rwkv
 from ggufround.tokenizer.spec import Vocab
 from ggufround.tokenizer.special import TOKEN_TYPES, special_fields
@@ -57,6 +59,9 @@ KINDS: dict[str, Loader] = {
     "ugm": lambda files, pre, size: load_ugm(files, size),
     "xlmr": lambda files, pre, size: load_xlmr(files, size),
     "rwkv": lambda files, pre, size: load_rwkv(files, size),
+    "glm": load_glm,
+    "glm4": load_glm4,
+    "hunyuan": load_hunyuan,
 }
 NEEDED = {
     "wpm": "a WordPiece tokenizer.json or vocab.txt",

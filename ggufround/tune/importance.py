@@ -257,11 +257,9 @@ def _pairs(place: Place, height: int, several: tuple[Destination, ...]) -> set[t
     if not several or not place.rows:
         return set()
     ends = np.array([to.first + to.rows for to in several])
+    firsts = np.array([to.first for to in several] + [np.iinfo(np.int64).max])
     which = np.searchsorted(ends, place.index, side="right")
+    inside = firsts[which] <= place.index
     numbers = (place.first + np.arange(place.rows)) // height
-    changes = np.flatnonzero((np.diff(which) != 0) | (np.diff(numbers) != 0)) + 1
-    return {
-        (int(numbers[at]), several[which[at]])
-        for at in (0, *changes)
-        if which[at] < len(several) and several[which[at]].first <= place.index[at]
-    }
+    changes = np.flatnonzero((np.diff(which) != 0) | np.diff(inside) | (np.diff(numbers) != 0)) + 1
+    return {(int(numbers[at]), several[which[at]]) for at in (0, *changes) if inside[at]}

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import tiny_models
+from arch.differences import DIFFERENCES, MORE, OTHER_PLACE, OTHER_VALUES
 from ggufround.arch import Output, find_architecture, metadata, outputs
 from ggufround.arch.spec import F32
 from ggufround.checkpoint import open_checkpoint
@@ -27,55 +28,6 @@ from tiny import bf16_bits
 CONVERTED = [case for case in tiny_models.CASES.values() if case.converts]
 GOLDENS = Path(__file__).parent / "goldens"
 KINDS = {"UINT32": Kind.U32, "INT32": Kind.I32, "FLOAT32": Kind.F32, "BOOL": Kind.BOOL, "STRING": Kind.STRING}
-
-# Where we differ from the converter on purpose: (case, key): our value, why.
-DIFFERENCES = {
-    ("llama-yarn", "llama.rope.scaling.attn_factor"): (
-        Field(Kind.F32, 0.96607375),
-        "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
-    ),
-    ("bert-classifier", "general.size_label"): (Field(Kind.STRING, "302K"), "the pooler counts, see MORE"),
-    ("gptneox-sequential", "gptneox.rope.freq_base"): (
-        Field(Kind.F32, 1000.0),
-        "the converter leaves it out, and llama.cpp takes 10000",
-    ),
-    ("falcon-11b", "falcon.context_length"): (
-        Field(Kind.U32, 8192),
-        "the converter states the 2048 of the first models for all",
-    ),
-    ("falcon-11b", "falcon.rope.freq_base"): (
-        Field(Kind.F32, 5000042.0),
-        "the converter leaves it out, and llama.cpp takes 10000",
-    ),
-    ("phimoe", "phimoe.rope.scaling.attn_factor"): (
-        Field(Kind.F32, 1.25),
-        "long_mscale, which the converter does not read",
-    ),
-    ("exaone", "exaone.attention.layer_norm_rms_epsilon"): (
-        Field(Kind.F32, 1e-5),
-        "the converter writes it as layer_norm_epsilon only, and llama.cpp refuses its file",
-    ),
-}
-# Tensors whose values or types differ from the converter's on purpose, and why.
-OTHER_VALUES = {
-    ("dbrx", "blk.*.ffn_gate_inp.weight"): "a router is small and kept in F32, as the converter does for all others",
-    ("baichuan2", "output.weight"): "the model divides the rows by their lengths, and llama.cpp does not",
-}
-# Tensors that the converter leaves out, though llama.cpp has a place for them.
-MORE = {
-    "bert-classifier": {"cls.weight", "cls.bias"},  # BERT's pooler, without which a classifier sees other vectors
-}
-# Keys that stand elsewhere in our file than in the converter's.
-OTHER_PLACE = {
-    "llama.rope.scaling.attn_factor": "see above",
-    "phimoe.rope.scaling.attn_factor": "as for phi3",
-    "exaone.attention.layer_norm_rms_epsilon": "see above",
-    **{
-        f"xielu.{name}": "the converter writes it while it makes tensors, before general.*"
-        for name in ("alpha_n", "alpha_p", "beta", "eps")
-    },
-    "phi3.rope.scaling.attn_factor": "the converter writes it while it makes tensors, before general.*",
-}
 
 
 def golden(name: str) -> dict[str, Any]:

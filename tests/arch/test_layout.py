@@ -265,3 +265,64 @@ def test_interleaving_moves_each_row_of_the_second_half_behind_its_partner() -> 
     bias = on_vector(lambda column: interleave_heads(column, 8), rows[:, 0].reshape(1, 16))
     assert bias.shape == (1, 16)
     assert bias[0].tolist() == expected
+
+
+def test_blocks_that_predict_further_tokens_are_dropped_with_the_reason() -> None:
+    dropped = dict(layout("deepseek3").dropped)
+    assert all(name.startswith("model.layers.3.") for name in dropped)
+    assert "further tokens" in dropped["model.layers.3.eh_proj.weight"]
+
+
+def test_a_head_at_a_time_is_turned_round() -> None:
+    keys = next(o for o in layout("deepseek2").outputs if o.name == "blk.0.attn_k_b.weight")
+    assert [(piece.first, piece.source_rows, piece.rows) for piece in keys.pieces] == [
+        (0, 32, 64), (56, 32, 64), (112, 32, 64), (168, 32, 64)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 128}}, "mscale"),
+        ({"num_hidden_layers": 27}, "q_lora_rank"),
+        ({"norm_topk_prob": True}, "norm_topk_prob"),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, "rope_type"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_in_latent_attention_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        layout("deepseek2", {**tiny_models.CASES["deepseek2"].config, **config})
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("hunyuan", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "without alpha"),
+        ("hunyuan-moe", {"moe_topk": [2, 3]}, "moe_topk"),
+        ("hunyuan-moe", {"moe_intermediate_size": [64, 64]}, "moe_intermediate_size"),
+        ("ernie4.5-moe", {"moe_layer_end_index": 1}, "moe_layer_end_index"),
+        ("ernie4.5-moe", {"moe_layer_interval": 2}, "moe_layer_interval"),
+        ("dots1", {"num_key_value_heads": 2}, "num_key_value_heads"),
+        ("youtu", {"n_routed_experts": 8}, "n_routed_experts"),
+        ("bailing", {"norm_head": True}, "norm_head"),
+        ("bailing2", {"moe_shared_expert_intermediate_size": 128}, "moe_shared_expert_intermediate_size"),
+        ("glm", {"head_dim": 64}, "head_dim"),
+        ("minicpm3", {"scale_emb": 1}, "scale_emb"),
+        ("minicpm3", {"v_head_dim": 16}, "v_head_dim"),
+        ("minicpm-longrope", {"max_position_embeddings": 1024}, "original_max_position_embeddings"),
+        ("glm4", {"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
+        ("glm4moe-lite", {"mlp_layer_types": ["sparse"] * 3}, "mlp_layer_types"),
+    ],
+)
+def test_a_config_that_newer_architectures_cannot_run_is_refused(
+    name: str, config: dict[str, Any], message: str
+) -> None:
+    changed = {**tiny_models.CASES[name].config, **config}
+    arch = find_architecture(changed)
+    with pytest.raises((InputError, UnsupportedError), match=message):
+        metadata(arch, headers(name, changed))
+
+
+def test_a_block_that_predicts_a_further_token_is_all_there_or_not_at_all() -> None:
+    with pytest.raises(InputError, match=r"layers\.3\.eh_proj\.weight"):
+        less("glm4moe", "model.layers.3.eh_proj.weight")

@@ -11,7 +11,7 @@ import sentencepiece
 from ggufround.errors import GgufroundError, InputError
 from ggufround.tokenizer import load_vocab
 from ggufround.tokenizer.spm import read_pieces
-from tiny_tokenizers import CASES, TEXT, Case, byte_bpe, dump, spm_model, spm_pieces, token
+from tiny_tokenizers import CASES, SPLITS, TEXT, Case, byte_bpe, dump, spm_model, spm_pieces, token
 from tiny_vocabularies import CASES as OTHERS
 
 PLAIN = CASES["gpt2"]
@@ -56,6 +56,35 @@ def test_a_lone_surrogate_is_refused(tmp_path: Path) -> None:
     config = {"tokenizer_class": "GPT2Tokenizer", "chat_template": "\ud800"}
     with pytest.raises(InputError, match="surrogate"):
         broken(tmp_path, "tokenizer_config.json", json.dumps(config).encode())
+
+
+def test_tokens_of_glm_play_the_parts_that_its_files_leave_open(tmp_path: Path) -> None:
+    names = ("<|endoftext|>", "[gMASK]", "<|user|>", "<|observation|>")
+    document = byte_bpe(SPLITS["gpt-2"], [token(name) for name in names])
+    ids = {row["content"]: row["id"] for row in document["added_tokens"]}
+    files = dump(tokenizer_json=document, tokenizer_config_json={"eos_token": "<|user|>"})
+    parts = {}
+    for kind in ("glm", "glm4"):
+        case = Case(files, {"vocab_size": max(ids.values()) + 1}, (kind,))
+        (tmp_path / kind).mkdir()
+        found = load_vocab(case.checkpoint(tmp_path / kind), case.order, "gpt-2").metadata
+        parts[kind] = {
+            role: found[f"tokenizer.ggml.{key}_token_id"].value
+            for role, key in (("bos", "bos"), ("eos", "eos"), ("eot", "eot"), ("unk", "unknown"), ("eom", "eom"))
+            if f"tokenizer.ggml.{key}_token_id" in found
+        }
+    end, mask, user, seen = (ids[name] for name in names)
+    assert parts["glm"] == {"bos": mask, "eos": user, "eot": user, "unk": end, "eom": seen}
+    assert parts["glm4"] == {"bos": end, "eos": user, "eot": user, "unk": end}
+
+
+def test_hunyuan_ends_where_its_configs_say(tmp_path: Path) -> None:
+    files = PLAIN.files | dump(generation_config_json={"eos_token_id": [9, 8]})
+    case = Case(files, PLAIN.config | {"eod_token_id": 7}, ("hunyuan",))
+    found = load_vocab(case.checkpoint(tmp_path), case.order).metadata
+    assert (found["tokenizer.ggml.eos_token_id"].value, found["tokenizer.ggml.eot_token_id"].value) == (7, 9)
+    with pytest.raises(InputError, match="the id of the eos token is 'x'"):
+        load_vocab(Case(files, PLAIN.config | {"eod_token_id": "x"}, ("hunyuan",)).checkpoint(tmp_path), case.order)
 
 
 def test_no_tokenizer_at_all_is_refused(tmp_path: Path) -> None:

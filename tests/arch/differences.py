@@ -1,0 +1,74 @@
+"""Where our files differ from those of llama.cpp's converter on purpose, and why."""
+
+from __future__ import annotations
+
+from ggufround.gguf_file import Field, Kind
+
+# Where we differ from the converter on purpose: (case, key): our value, why.
+DIFFERENCES = {
+    ("llama-yarn", "llama.rope.scaling.attn_factor"): (
+        Field(Kind.F32, 0.96607375),
+        "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
+    ),
+    ("bert-classifier", "general.size_label"): (Field(Kind.STRING, "302K"), "the pooler counts, see MORE"),
+    ("gptneox-sequential", "gptneox.rope.freq_base"): (
+        Field(Kind.F32, 1000.0),
+        "the converter leaves it out, and llama.cpp takes 10000",
+    ),
+    ("falcon-11b", "falcon.context_length"): (
+        Field(Kind.U32, 8192),
+        "the converter states the 2048 of the first models for all",
+    ),
+    ("falcon-11b", "falcon.rope.freq_base"): (
+        Field(Kind.F32, 5000042.0),
+        "the converter leaves it out, and llama.cpp takes 10000",
+    ),
+    ("phimoe", "phimoe.rope.scaling.attn_factor"): (
+        Field(Kind.F32, 1.25),
+        "long_mscale, which the converter does not read",
+    ),
+    ("exaone", "exaone.attention.layer_norm_rms_epsilon"): (
+        Field(Kind.F32, 1e-5),
+        "the converter writes it as layer_norm_epsilon only, and llama.cpp refuses its file",
+    ),
+    ("glm", "chatglm.context_length"): (Field(Kind.U32, 512), "the converter takes the hidden size"),
+    ("glm", "chatglm.attention.layer_norm_rms_epsilon"): (Field(Kind.F32, 1.5625e-07), "the converter takes 1e-5"),
+    ("glm", "chatglm.rope.freq_base"): (Field(Kind.F32, 50000.0), "the converter takes 10000"),
+    ("minicpm3-longrope", "minicpm3.rope.freq_base"): (
+        Field(Kind.F32, 50000.0),
+        "the converter leaves it out, and llama.cpp then rotates with 10000",
+    ),
+    ("glm4moe-lite", "deepseek2.expert_gating_func"): (
+        Field(Kind.U32, 2),
+        "without the key llama.cpp takes a sigmoid for the one published vocabulary only, else a softmax",
+    ),
+    ("deepseek2-lite", "deepseek2.attention.q_lora_rank"): (
+        Field(Kind.U32, 0),
+        "without the key llama.cpp loads models of 26, 27 or 48 layers only",
+    ),
+}
+# Tensors whose values or types differ from the converter's on purpose, and why.
+OTHER_VALUES = {
+    ("dbrx", "blk.*.ffn_gate_inp.weight"): "a router is small and kept in F32, as the converter does for all others",
+    ("baichuan2", "output.weight"): "the model divides the rows by their lengths, and llama.cpp does not",
+}
+# Tensors that the converter leaves out, though llama.cpp has a place for them.
+MORE = {
+    "bert-classifier": {"cls.weight", "cls.bias"},  # BERT's pooler, without which a classifier sees other vectors
+}
+# Keys that stand elsewhere in our file than in the converter's.
+OTHER_PLACE = {
+    "llama.rope.scaling.attn_factor": "see above",
+    "phimoe.rope.scaling.attn_factor": "as for phi3",
+    "exaone.attention.layer_norm_rms_epsilon": "see above",
+    **{
+        f"xielu.{name}": "the converter writes it while it makes tensors, before general.*"
+        for name in ("alpha_n", "alpha_p", "beta", "eps")
+    },
+    "deepseek2.attention.q_lora_rank": "see above",
+    "minicpm3.rope.freq_base": "see above",
+    "deepseek2.expert_gating_func": "see above",
+    "deepseek2.attention.key_length": "the converter writes it earlier where the config class has a head_dim",
+    "deepseek2.attention.value_length": "the same",
+    "phi3.rope.scaling.attn_factor": "the converter writes it while it makes tensors, before general.*",
+}
