@@ -74,7 +74,8 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
     """One copy an error that a converter could make: the wrong order of rotated rows, of gate and up, a norm."""
     made = {}
     if "rope" in case.mistakes:
-        key = next(n for n in header.tensors if n in ("blk.0.attn_q.weight", "blk.0.attn_qkv.weight"))
+        apart, fused = ([n for n in header.tensors if n.endswith(f".{end}.weight")] for end in ("attn_q", "attn_qkv"))
+        key = (apart or fused)[0]  # of a hybrid model, the first block with full attention
         made["rope"] = edited(good, folder / "rope.gguf", header, key, swapped(header, values(good, header, key), key))
     if "gate" in case.mistakes:
         up = next(n for n in header.tensors if n.startswith("blk.0.ffn_up") and n.endswith("weight"))
@@ -92,9 +93,12 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
 
 def swapped(header: GGUFHeader, query: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     """The rows of each head in the other order of rotation."""
-    heads = header.metadata[f"{header.metadata['general.architecture'].value}.attention.head_count"].value
-    heads = heads[0] if isinstance(heads, list) else heads
+    stated = {key.partition(".")[2]: field.value for key, field in header.metadata.items()}
+    heads = stated["attention.head_count"]
+    heads = max(heads) if isinstance(heads, list) else heads
     rows = query.shape[0] if "qkv" not in name else query.shape[1]
+    if rows == 2 * heads * stated.get("attention.key_length", 0):
+        heads *= 2  # a gate beside each query
     half = query[:rows].reshape(heads, 2, -1, query.shape[1])
     return np.concatenate([half.swapaxes(1, 2).reshape(rows, -1), query[rows:]])
 

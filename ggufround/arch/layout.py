@@ -12,7 +12,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from ggufround.arch import rope
-from ggufround.arch.config import LAYER, flatten, n_expert, n_layer
+from ggufround.arch.config import LAYER, configuration, n_expert, n_layer
 from ggufround.arch.pieces import pieces_of
 from ggufround.arch.spec import Architecture, Config, Drop, Layout, Output, Rule
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
@@ -66,7 +66,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     Raises InputError for a missing tensor and for a shape that does not match config.json, UnsupportedError for
     tensors that no rule takes and for a config that llama.cpp would run wrongly.
     """
-    config = flatten(checkpoint.config, arch.defaults)
+    config = configuration(arch, checkpoint)
     rope.check(arch, config)
     for check in arch.checks:
         check(config)
@@ -124,13 +124,13 @@ def _without_prefixes(arch: Architecture, tensors: Mapping[str, TensorRef]) -> d
 def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Config]]:
     """The rules with `{i}` filled in for every block that has them, and each rule with a bias followed by the bias's
     own; with the config that says which block it is."""
-    blocks = arch.blocks(config) if arch.blocks else n_layer(config)
+    blocks, layers = arch.blocks(config) if arch.blocks else n_layer(config), n_layer(config)
     numbered = [{**config, LAYER: i} for i in range(blocks)]
     for rule in arch.rules:
         for i in range(blocks if "{i}" in rule.to else 1):
             if rule.where is not None and not rule.where(config, i):
                 continue
-            sources = tuple(name.replace("{i}", str(i)) for name in _sources(rule))
+            sources = tuple(name.replace("{i}", str(i)).replace("{m}", str(i - layers)) for name in _sources(rule))
             to = rule.to.replace("{i}", str(i))
             yield replace(rule, source=sources, to=to), numbered[i]
             if rule.bias:

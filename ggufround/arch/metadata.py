@@ -17,7 +17,7 @@ from ggufround.arch.config import (
     N_FF,
     N_HEAD,
     N_HEAD_KV,
-    flatten,
+    configuration,
     integer,
     n_layer,
     number,
@@ -100,10 +100,16 @@ def replaced(kvs: tuple[KV, ...], *rows: KV) -> tuple[KV, ...]:
     return tuple(new.pop(kv.key, kv) for kv in kvs) + tuple(new.values())
 
 
+def inserted(kvs: tuple[KV, ...], before: str, *rows: KV) -> tuple[KV, ...]:
+    """`kvs` with `rows` in front of the row of the key `before`."""
+    at = [kv.key for kv in kvs].index(before)
+    return (*kvs[:at], *rows, *kvs[at:])
+
+
 def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None = None) -> dict[str, Field]:
     """The `general.*` and `{arch}.*` fields in llama.cpp's order. Raises InputError naming the key of config.json that
     is missing or of the wrong type."""
-    config = flatten(checkpoint.config, arch.defaults)
+    config = configuration(arch, checkpoint)
     fields = {"general.architecture": string(arch.name), "general.type": string("model")}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))
     read = {f"{arch.name}.{kv.key}": kv.read(config) for kv in arch.kvs}

@@ -36,14 +36,16 @@ def pieces_of(arch: Architecture, rule: Rule, ref: TensorRef, config: Config) ->
         return _of_vector(rule, ref, config, transform, made)
     if made is not None and transform is None and rule.runs is None and made[-1] == expected[-1]:
         return (Piece(ref, 0, ref.rows),), made  # the same rows
+    if made is not None and len(expected) == 3 and made == (expected[0], expected[2]):
+        expected, made = made, None  # matrices of one row each (a convolution by columns) are the rows of one matrix
     runs = list(_runs(rule, expected, config))
     if made is not None:
         return tuple(_solid(ref, runs, made, transform)), made
-    via, granule, back = transform or (None, 1, None)
+    via, granule, back, columns = transform or (None, 1, None, ())
     assert all(rows % granule == 0 for _, rows in runs), rule
     matrices = 1 if len(expected) == 2 else expected[0]
     shape = (*expected[:-2], sum(rows for _, rows in runs) // matrices, expected[-1])
-    return tuple(Piece(ref, first, rows, granule, via, back=back) for first, rows in runs), shape
+    return tuple(Piece(ref, first, rows, granule, via, back=back, columns=columns) for first, rows in runs), shape
 
 
 def _runs(rule: Rule, expected: Shape, config: Config) -> Iterator[tuple[int, int]]:

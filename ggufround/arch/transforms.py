@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufround.arch.config import head_dim
 from ggufround.arch.spec import F32, Config, Transform
@@ -42,3 +43,27 @@ def interleave_rope(config: Config) -> Transform:
 
 def norm_plus_one(config: Config) -> Transform:
     return Transform(add_one)
+
+
+def decay(logarithms: F32) -> F32:
+    """Rates of decay are trained as logarithms; llama.cpp multiplies by what is stored."""
+    return (-np.exp(logarithms.astype(np.float64))).astype(np.float32)
+
+
+def decay_logarithm(rates: F32) -> F32:
+    return np.log(-rates.astype(np.float64)).astype(np.float32)
+
+
+def take_rows(rows: F32, order: NDArray[np.int64]) -> F32:
+    """Rows [k * len(order), columns], each run of len(order) in this order."""
+    return rows.reshape(-1, len(order), rows.shape[-1])[:, order].reshape(rows.shape)
+
+
+def take_columns(rows: F32, order: NDArray[np.int64]) -> F32:
+    return np.ascontiguousarray(rows[:, order])
+
+
+def in_columns(order: NDArray[np.int64]) -> Transform:
+    """Columns in another order: column j was number order[j]."""
+    back = partial(take_columns, order=np.argsort(order))
+    return Transform(partial(take_columns, order=order), back=back, columns=tuple(order.tolist()))
