@@ -33,6 +33,7 @@ DIFFERENCES = {
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
     "llama.rope.scaling.attn_factor": "see above",
+    "qwen35moe.rope.dimension_sections": "the converter writes one that the config leaves out last",
     "phi3.rope.scaling.attn_factor": "the converter writes it while it makes tensors, before general.*",
 }
 

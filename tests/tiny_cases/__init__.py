@@ -1,5 +1,5 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import first
+from tiny_cases import first, qwen_linear
 
-MODULES = (first,)
+MODULES = (first, qwen_linear)

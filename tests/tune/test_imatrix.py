@@ -34,6 +34,11 @@ from ggufround.tune.skeleton import Skeleton  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 IDS = np.random.default_rng(0).integers(3, tiny_models.VOCAB, (3, 64)).astype(np.int32)
+TOLERANCES = {
+    "gemma": 2e-3,  # ggml looks GELU up in a table of float16
+    "qwen3next": 1e-4,  # linear attention is a long sum, which transformers makes in chunks
+    "qwen35": 1e-4,
+}
 FEW = CalibrationOptions(samples=4, seqlen=64, holdout=0)
 
 
@@ -51,7 +56,7 @@ def test_it_is_what_llama_cpp_collects_on_the_same_tokens(name: str, folder: Pat
     ours = collected(path, process_output=True).squares
     theirs = llama_imatrix.run(tmp_path / "m.gguf", IDS, tmp_path, process_output=True)
     assert ours.keys() == theirs.sums.keys()
-    tolerance = 2e-3 if name.startswith("gemma") else 1e-5  # ggml looks GELU up in a table of float16
+    tolerance = next((value for start, value in TOLERANCES.items() if name.startswith(start)), 1e-5)
     for key, seen in ours.items():
         np.testing.assert_array_equal(seen.counts, theirs.counts[key])
         largest = theirs.sums[key].max()
