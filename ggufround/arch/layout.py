@@ -136,7 +136,7 @@ def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Confi
             if rule.bias:
                 sources = tuple(_bias(name) for name in sources)
                 shape = rule.shape.split()[0]
-                yield replace(rule, source=sources, to=_bias(to), shape=shape, optional=True), numbered[i]
+                yield replace(rule, source=sources, to=_bias(to), shape=shape, makes="", optional=True), numbered[i]
 
 
 def _sources(rule: Rule) -> tuple[str, ...]:

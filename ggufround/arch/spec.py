@@ -151,4 +151,6 @@ class Architecture:
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)  # words of shapes besides `SIZES`
     seen: Callable[[Config, Collection[str]], Config] | None = None  # further keys, which tensor names alone tell
     blocks: Callable[[Config], int] | None = None  # `{i}` counts to it; None: the config's number of layers
+    # The architecture that a config of these classes means, where they stand for several.
+    variant: Callable[[Config], Architecture] | None = None
     untunable: str = ""  # why the tuner cannot run it, if it cannot
