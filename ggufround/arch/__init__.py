@@ -6,13 +6,14 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import gemma, llama, olmo, phi, qwen, qwen_linear
+from ggufround.arch import gemma, granite, llama, olmo, phi, qwen, qwen_linear
+from ggufround.arch.config import flatten
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rule
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (llama, qwen, qwen_linear, gemma, phi, olmo)
+FAMILIES = (llama, granite, qwen, qwen_linear, gemma, phi, olmo)
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
 }
@@ -23,7 +24,8 @@ def find_architecture(config: Config, override: str | None = None) -> Architectu
     architecture, in any case). Raises UnsupportedError naming what is near."""
     name = _class_name(config) if override is None else override
     if override is None and name in ARCHITECTURES:
-        return ARCHITECTURES[name]
+        found = ARCHITECTURES[name]
+        return found.variant(flatten(config, found.defaults)) if found.variant else found
     # A GGUF name that several share ("llama") means the first of them.
     named = {key.lower(): value for key, value in reversed(ARCHITECTURES.items())}
     named |= {value.name: value for value in reversed(ARCHITECTURES.values())}

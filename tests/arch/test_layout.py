@@ -265,3 +265,23 @@ def test_interleaving_moves_each_row_of_the_second_half_behind_its_partner() -> 
     bias = on_vector(lambda column: interleave_heads(column, 8), rows[:, 0].reshape(1, 16))
     assert bias.shape == (1, 16)
     assert bias[0].tolist() == expected
+
+
+def test_granite_4_without_mamba_is_the_architecture_that_llama_cpp_runs_it_as() -> None:
+    names = {key: find_architecture(tiny_models.CASES[key].config).name for key in ("granitehybrid", "granite4")}
+    assert names == {"granitehybrid": "granitehybrid", "granite4": "granite"}
+    assert find_architecture(tiny_models.CASES["granite4-sparse"].config).name == "granitemoe"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("mamba_expand", 3, "mamba_expand is 3"),
+        ("time_step_limit", [0.1, 0.2], "does not limit time steps"),
+        ("layer_types", ["mamba"], "3 times mamba or attention"),
+        ("mamba_proj_bias", True, "mamba_proj_bias"),
+    ],
+)
+def test_a_granite_that_llama_cpp_would_run_as_another_is_refused(key: str, value: Any, words: str) -> None:
+    with pytest.raises((InputError, UnsupportedError), match=words):
+        layout("granitehybrid", {key: value})
