@@ -285,3 +285,17 @@ def test_granite_4_without_mamba_is_the_architecture_that_llama_cpp_runs_it_as()
 def test_a_granite_that_llama_cpp_would_run_as_another_is_refused(key: str, value: Any, words: str) -> None:
     with pytest.raises((InputError, UnsupportedError), match=words):
         layout("granitehybrid", {key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "words"),
+    [
+        ("lfm2moe", "routed_scaling_factor", 2.5, "routed_scaling_factor"),
+        ("lfm2moe", "use_expert_bias", False, "use_expert_bias"),
+        ("lfm2moe", "layer_types", ["conv", "mamba", "conv"], "3 times full_attention or conv"),
+        ("lfm2", "block_ff_dim", 999, "config.json makes it"),
+    ],
+)
+def test_an_lfm2_that_llama_cpp_would_run_as_another_is_refused(name: str, key: str, value: Any, words: str) -> None:
+    with pytest.raises((InputError, UnsupportedError), match=words):
+        layout(name, {key: value})
