@@ -6,14 +6,14 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import gemma, granite, lfm2, llama, minimax, olmo, phi, qwen, qwen_linear
+from ggufround.arch import gemma, granite, kimi, lfm2, llama, minimax, olmo, phi, qwen, qwen_linear
 from ggufround.arch.config import flatten
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rule
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (llama, granite, qwen, qwen_linear, gemma, phi, olmo, lfm2, minimax)
+FAMILIES = (llama, granite, qwen, qwen_linear, gemma, phi, olmo, lfm2, minimax, kimi)
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
 }

@@ -126,7 +126,7 @@ def mamba_fits(config: Config) -> None:
             f"llama.cpp runs this architecture with 2, in whole heads and groups"
         )
     limits = config.get("time_step_limit")
-    if limits is not None and tuple(limits) != (0, float("inf")):
+    if limits not in (None, [0, float("inf")]):
         raise UnsupportedError(f"config.json: time_step_limit is {shown(limits)}; llama.cpp does not limit time steps")
 
 

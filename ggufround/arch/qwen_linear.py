@@ -337,7 +337,7 @@ QWEN35 = replace(
     rules=(*FINAL, *NORMS, *FULL, *TILED, *DENSE, *ahead(*NORMS, *FULL, *DENSE)),
     kvs=(*inserted(replaced(COMMON, BLOCKS), "rope.freq_base", KV("rope.dimension_sections", sections)), *LINEAR_KVS),
     defaults={**HYBRID, "intermediate_size": 12288, "num_key_value_heads": 4},
-    checks=(activation("silu", "swish"), heads_fit),
+    checks=(activation("silu", "swish"), heads_fit, fixed("attn_output_gate", None, True)),
     drops=VISION,
 )
 

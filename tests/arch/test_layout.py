@@ -299,3 +299,21 @@ def test_a_granite_that_llama_cpp_would_run_as_another_is_refused(key: str, valu
 def test_an_lfm2_that_llama_cpp_would_run_as_another_is_refused(name: str, key: str, value: Any, words: str) -> None:
     with pytest.raises((InputError, UnsupportedError), match=words):
         layout(name, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "words"),
+    [
+        ("minimax-m2", "attn_type_list", [1, 0], "attn_type_list"),
+        ("minimax-m2", "shared_intermediate_size", 64, "shared_intermediate_size"),
+        ("minimax-m2", "scoring_func", "softmax", "scoring_func"),
+        ("kimi-linear", "linear_attn_config", {"full_attn_layers": [2], "num_heads": 8}, "runs as many of both"),
+        ("kimi-linear", "linear_attn_config", "all", "expected an object"),
+        ("kimi-linear", "q_lora_rank", 64, "q_lora_rank"),
+        ("kimi-linear", "num_expert_group", 2, "num_expert_group"),
+        ("qwen35-text", "attn_output_gate", False, "attn_output_gate"),
+    ],
+)
+def test_what_llama_cpp_has_built_in_may_not_be_stated_otherwise(name: str, key: str, value: Any, words: str) -> None:
+    with pytest.raises((InputError, UnsupportedError), match=words):
+        layout(name, {key: value})

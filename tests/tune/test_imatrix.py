@@ -34,10 +34,13 @@ from ggufround.tune.skeleton import Skeleton  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 IDS = np.random.default_rng(0).integers(3, tiny_models.VOCAB, (3, 64)).astype(np.int32)
+# What llama.cpp multiplies with these lies within its way of computing attention; transformers forms other numbers.
+ABSORBED = ("attn_k_b.weight", "attn_v_b.weight")
 TOLERANCES = {
     "gemma": 2e-3,  # ggml looks GELU up in a table of float16
     "qwen3next": 1e-4,  # linear attention is a long sum, which transformers makes in chunks
     "qwen35": 1e-4,
+    "kimi": 1e-4,  # and it has an epsilon of 1e-6 in some norms, where llama.cpp has the config's
 }
 FEW = CalibrationOptions(samples=4, seqlen=64, holdout=0)
 
@@ -55,7 +58,8 @@ def test_it_is_what_llama_cpp_collects_on_the_same_tokens(name: str, folder: Pat
     convert(path, tmp_path / "m.gguf", type="f32")
     ours = collected(path, process_output=True).squares
     theirs = llama_imatrix.run(tmp_path / "m.gguf", IDS, tmp_path, process_output=True)
-    assert ours.keys() == theirs.sums.keys()
+    ours = {key: seen for key, seen in ours.items() if not key.endswith(ABSORBED)}
+    assert ours.keys() == {key for key in theirs.sums if not key.endswith(ABSORBED)}
     tolerance = next((value for start, value in TOLERANCES.items() if name.startswith(start)), 1e-5)
     for key, seen in ours.items():
         np.testing.assert_array_equal(seen.counts, theirs.counts[key])
