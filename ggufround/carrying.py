@@ -97,7 +97,9 @@ def _holds(piece: Piece, kind: QuantType) -> bool:
 
 def _reorders(piece: Piece) -> bool:
     """Whether what is done to the rows on the way only changes their order."""
-    return piece.via is None or (not piece.read and order_of(piece.via, piece.granule) is not None)
+    if piece.read or piece.columns:
+        return False
+    return piece.via is None or order_of(piece.via, piece.granule) is not None
 
 
 def order_of(via: Callable[[F32], F32], rows: int) -> I64 | None:

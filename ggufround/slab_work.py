@@ -162,7 +162,7 @@ def read_slab(work: Work, index: int, space: Workspace) -> Read:
     if piece.via is not None:
         weights = np.ascontiguousarray(piece.via(found), np.float32)
         assert weights.shape == (slab.rows, columns), (output.name, weights.shape)
-        if parts is not None and (order := order_of(piece.via, count)) is not None:
+        if parts is not None and not piece.columns and (order := order_of(piece.via, count)) is not None:
             parts = parts.rows(order)
     return Read(None if copied else weights, raw, parts)
 

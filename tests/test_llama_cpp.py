@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.torch]
 TOLERANCE = 0.02  # of the log-probabilities' standard deviation
 PROMPTS = [[5, 40, 77, 130, 9], [300, 12, 12, 250, 31, 8, 111], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69], [200, 7, 99]]
 VOCAB = tiny_models.VOCAB
-QUERIES = ("blk.0.attn_q.weight", "blk.0.attn_q_b.weight", "blk.0.attn_qkv.weight")
+QUERIES = ("attn_q", "attn_q_b", "attn_qkv")
 
 
 def weights(torch: Any, model: Path) -> dict[str, Any]:
@@ -89,7 +89,8 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
     """One copy an error that a converter could make: the wrong order of rotated rows, of gate and up, a norm."""
     made = {}
     if "rope" in case.mistakes:
-        key = next(n for n in header.tensors if n in QUERIES)
+        several = ([n for n in header.tensors if n.endswith(f".{end}.weight")] for end in QUERIES)
+        key = next(names[0] for names in several if names)  # of a hybrid model, the first block with full attention
         made["rope"] = edited(good, folder / "rope.gguf", header, key, swapped(header, values(good, header, key), key))
     if "gate" in case.mistakes:
         up = next(n for n in header.tensors if n.startswith("blk.0.ffn_up") and n.endswith("weight"))
@@ -111,9 +112,12 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
 
 def swapped(header: GGUFHeader, query: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     """The rows of each head in the other order of rotation."""
-    heads = header.metadata[f"{header.metadata['general.architecture'].value}.attention.head_count"].value
-    heads = heads[0] if isinstance(heads, list) else heads
+    stated = {key.partition(".")[2]: field.value for key, field in header.metadata.items()}
+    heads = stated["attention.head_count"]
+    heads = max(heads) if isinstance(heads, list) else heads
     rows = query.shape[0] if "qkv" not in name else query.shape[1]
+    if rows == 2 * heads * stated.get("attention.key_length", 0):
+        heads *= 2  # a gate beside each query
     half = query[:rows].reshape(heads, 2, -1, query.shape[1])
     return np.concatenate([half.swapaxes(1, 2).reshape(rows, -1), query[rows:]])
 

@@ -21,17 +21,23 @@ from ggufround.arch import (
     gemma,
     glm,
     gpt,
+    granite,
     hunyuan,
     internlm,
+    kimi,
+    lfm2,
     llama,
     mamba,
     mimo,
     minicpm,
+    minimax,
     olmo,
     phi,
     qwen,
+    qwen_linear,
     stablelm,
 )
+from ggufround.arch.config import flatten
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.likeness import resemblance
 from ggufround.arch.metadata import metadata
@@ -64,6 +70,11 @@ FAMILIES = (
     hunyuan,
     minicpm,
     bailing,
+    granite,
+    qwen_linear,
+    lfm2,
+    minimax,
+    kimi,
 )
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
@@ -78,7 +89,8 @@ def find_architecture(config: Config, override: str | None = None) -> Architectu
         return composite.text_model(config, outer[0])
     name = _class_name(config) if override is None else override
     if override is None and name in ARCHITECTURES:
-        return ARCHITECTURES[name]
+        found = ARCHITECTURES[name]
+        return found.variant(flatten(config, found.defaults)) if found.variant else found
     # A GGUF name that several share ("llama") means the first of them.
     named = {key.lower(): value for key, value in reversed(ARCHITECTURES.items())}
     named |= {value.name: value for value in reversed(ARCHITECTURES.values())}

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-from ggufround.arch.spec import Config
+from ggufround.arch.spec import Architecture, Config
+from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError, UnsupportedError
 
 # Where a composite model keeps the configuration of its language model.
@@ -65,6 +66,12 @@ def flatten(raw: Config, defaults: Config) -> dict[str, Any]:
         elif key not in merged:
             merged[key] = value
     return {key: value for key, value in merged.items() if value is not None}
+
+
+def configuration(arch: Architecture, checkpoint: Checkpoint) -> Config:
+    """The checkpoint's config as the architecture's rules and keys are to see it."""
+    config = flatten(checkpoint.config, arch.defaults)
+    return {**config, **arch.seen(config, checkpoint.tensors.keys())} if arch.seen else config
 
 
 def shown(value: object) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from ggufround.arch import rope, sentence
-from ggufround.arch.config import LAYER, flatten, n_expert, n_layer
+from ggufround.arch.config import LAYER, configuration, n_expert, n_layer
 from ggufround.arch.pieces import pieces_of
 from ggufround.arch.spec import Architecture, Config, Drop, Layout, Output, Rule
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
@@ -91,7 +91,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     Raises InputError for a missing tensor and for a shape that does not match config.json, UnsupportedError for
     tensors that no rule takes and for a config that llama.cpp would run wrongly.
     """
-    config = flatten(checkpoint.config, arch.defaults) | sentence.modules(checkpoint)
+    config = {**configuration(arch, checkpoint), **sentence.modules(checkpoint)}
     if arch.part == "text":
         rope.check(arch, config)
     for check in arch.checks:
@@ -113,7 +113,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
             continue
         if (output := _output(arch, rule, here, sources)) is not None:
             made[rule.to] = output
-        elif not rule.optional and (arch.part != "text" or here[LAYER] < n_layer(config) or here[LAYER] in present):
+        elif not rule.optional and not _absent_as_a_whole(arch, config, here[LAYER], rule, present):
             missing.setdefault(rule.to, _sources(rule)[0])
     if absent := [source for to, source in missing.items() if to not in made]:
         raise InputError(
@@ -134,6 +134,13 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     assert trimmed.keys() <= may_be, "rules leave rows out"
     ordered = sorted(made.values(), key=lambda output: _order(output.name))
     return Layout(tuple(ordered), tuple(sorted((reasons | trimmed).items())))
+
+
+def _absent_as_a_whole(arch: Architecture, config: Config, block: int, rule: Rule, present: set[int]) -> bool:
+    """Whether a rule is of a block beyond the config's layers of which the checkpoint has nothing."""
+    if arch.part != "text" or block < n_layer(config):
+        return False
+    return f"layers.{block}." in _sources(rule)[0] and block not in present
 
 
 def _blocks(arch: Architecture, config: Config) -> int:
@@ -173,18 +180,19 @@ def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Confi
     """The rules with `{i}` filled in for every block that has them, and each rule with a bias followed by the bias's
     own; with the config that says which block it is."""
     blocks = _blocks(arch, config)
+    layers = n_layer(config) if arch.part == "text" else blocks
     numbered = [{**config, LAYER: i} for i in range(blocks)]
     for rule in arch.rules:
         for i in range(blocks if "{i}" in rule.to else 1):
             if rule.where is not None and not rule.where(config, i):
                 continue
-            sources = tuple(name.replace("{i}", str(i)) for name in _sources(rule))
+            sources = tuple(name.replace("{i}", str(i)).replace("{m}", str(i - layers)) for name in _sources(rule))
             to = rule.to.replace("{i}", str(i))
             yield replace(rule, source=sources, to=to), numbered[i]
             if rule.bias:
                 sources = tuple(_bias(name) for name in sources)
                 shape = rule.shape.split()[0]
-                yield replace(rule, source=sources, to=_bias(to), shape=shape, optional=True), numbered[i]
+                yield replace(rule, source=sources, to=_bias(to), shape=shape, makes="", optional=True), numbered[i]
 
 
 def _sources(rule: Rule) -> tuple[str, ...]:

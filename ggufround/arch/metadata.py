@@ -20,8 +20,8 @@ from ggufround.arch.config import (
     N_GATING,
     N_HEAD,
     N_HEAD_KV,
+    configuration,
     find,
-    flatten,
     integer,
     n_layer,
     number,
@@ -129,10 +129,16 @@ def replaced(kvs: tuple[KV, ...], *rows: KV) -> tuple[KV, ...]:
     return tuple(new.pop(kv.key, kv) for kv in kvs) + tuple(new.values())
 
 
+def inserted(kvs: tuple[KV, ...], before: str, *rows: KV) -> tuple[KV, ...]:
+    """`kvs` with `rows` in front of the row of the key `before`."""
+    at = [kv.key for kv in kvs].index(before)
+    return (*kvs[:at], *rows, *kvs[at:])
+
+
 def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None = None) -> dict[str, Field]:
     """The `general.*` and `{arch}.*` fields in llama.cpp's order. Raises InputError naming the key of config.json that
     is missing or of the wrong type."""
-    config = flatten(checkpoint.config, arch.defaults) | modules(checkpoint)
+    config = {**configuration(arch, checkpoint), **modules(checkpoint)}
     kind = "model" if arch.part == "text" else "mmproj"
     fields = {"general.architecture": string(arch.name), "general.type": string(kind)}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))

@@ -34,19 +34,21 @@ def pieces_of(arch: Architecture, rule: Rule, ref: TensorRef, config: Config) ->
     made = shape_of(config, rule.makes, arch.sizes) if rule.makes else None
     if len(expected) == 1:
         return _of_vector(rule, ref, config, transform, made)
+    if made is not None and len(expected) == 3 and made == (expected[0], expected[2]):
+        expected, made = made, None  # matrices of one row each (a convolution by columns) are the rows of one matrix
     runs = list(_runs(rule, expected, config))
     if made is not None and transform is None and made[-1] == expected[-1]:
         assert sum(rows for _, rows in runs) == prod(made[:-1]), rule
         return tuple(Piece(ref, first, rows) for first, rows in runs), made  # rows as they are, counted otherwise
     if made is not None:
         return tuple(_solid(ref, runs, made, transform)), made
-    via, granule, back = transform or (None, 1, None)
+    via, granule, back, columns = transform or (None, 1, None, ())
     assert all(rows % granule == 0 for _, rows in runs), rule
     matrices = expected[0] if len(expected) == 3 else 1
     if len(expected) > 3:
         return (Piece(ref, 0, ref.rows, granule, via, back=back),), expected
     shape = (*expected[:-2], sum(rows for _, rows in runs) // matrices, expected[-1])
-    return tuple(Piece(ref, first, rows, granule, via, back=back) for first, rows in runs), shape
+    return tuple(Piece(ref, first, rows, granule, via, back=back, columns=columns) for first, rows in runs), shape
 
 
 def _runs(rule: Rule, expected: Shape, config: Config) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +27,8 @@ class Piece:
 
     `back` undoes a `via` that does more than move rows and add a constant, for the whole piece at once; elements of the
     source that the piece does not hold are zeros.
+
+    `columns` tells of a `via` that only puts columns in another order: the source's column that becomes each column.
     """
 
     source: TensorRef
@@ -36,6 +38,7 @@ class Piece:
     via: Callable[[F32], F32] | None = None
     read: int = 0  # 0: as many as `rows`, one for one
     back: Callable[[F32], F32] | None = None
+    columns: tuple[int, ...] = ()
 
     @property
     def source_rows(self) -> int:
@@ -45,7 +48,7 @@ class Piece:
     @property
     def moves_rows_only(self) -> bool:
         """Whether each row of the piece has the columns of a source row, so that it can be tuned and weighted there."""
-        return not self.read and self.back is None
+        return not self.read and (self.back is None or bool(self.columns))
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,20 @@ Config = Mapping[str, Any]
 
 
 class Transform(NamedTuple):
-    """A pure function on float32 rows and the number of rows that it must be given at a time; `back` as in `Piece`."""
+    """A pure function on float32 rows and the number of rows that it must be given at a time; `back` and `columns` as
+    in `Piece`."""
 
     function: Callable[[F32], F32]
     granule: int = 1
     back: Callable[[F32], F32] | None = None
+    columns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rule:
     """Where a checkpoint tensor goes. Names are full, with their `.weight`; `{i}` is a block, `{e}` an expert.
+
+    `{m}` is the block counted from the first one beyond the config's layers (heads that predict further tokens).
 
     Source names are written without the prefixes that `Architecture.prefixes` strips. A source with `{e}` names one
     matrix an expert and gives one stack [experts, rows, columns]. Several rules with the same destination are
@@ -97,7 +104,7 @@ class Rule:
     source: str | tuple[str, ...]
     to: str
     shape: str  # the source's shape as names from `SIZES`, row-major: "q embd"; `{e}` sources: of one expert
-    via: Callable[[Config], Transform] | None = None
+    via: Callable[[Config], Transform | None] | None = None
     bias: bool = False  # llama.cpp reads an optional `.bias` beside it, of the shape's first size
     optional: bool = False
     part: tuple[int, int] = (0, 1)  # the k-th of n equal runs of rows of each matrix
@@ -169,5 +176,8 @@ class Architecture:
     # `{i}` counts to it; None: the config's number of layers. Blocks beyond that may be absent as a whole.
     blocks: Callable[[Config], int] | None = None
     beyond: str = ""  # why `layers` numbered from there on are left out of the file, if a checkpoint may have them
+    seen: Callable[[Config, Collection[str]], Config] | None = None  # further keys, which tensor names alone tell
+    # The architecture that a config of these classes means, where they stand for several.
+    variant: Callable[[Config], Architecture] | None = None
     untunable: str = ""  # why the tuner cannot run it, if it cannot
     part: Literal["text", "vision"] = "text"  # which part of a composite model it is of; tensors of others are dropped

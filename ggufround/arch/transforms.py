@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufround.arch.config import head_dim, n_head, n_head_kv
 from ggufround.arch.spec import F32, Config, Transform
@@ -71,3 +72,18 @@ def query_key_value(config: Config) -> list[tuple[int, int]]:
     each = n_head(config) // keys
     parts = ((0, each), (each, 1), (each + 1, 1))
     return [((group * (each + 2) + first) * head, count * head) for first, count in parts for group in range(keys)]
+
+
+def take_rows(rows: F32, order: NDArray[np.int64]) -> F32:
+    """Rows [k * len(order), columns], each run of len(order) in this order."""
+    return rows.reshape(-1, len(order), rows.shape[-1])[:, order].reshape(rows.shape)
+
+
+def take_columns(rows: F32, order: NDArray[np.int64]) -> F32:
+    return np.ascontiguousarray(rows[:, order])
+
+
+def in_columns(order: NDArray[np.int64]) -> Transform:
+    """Columns in another order: column j was number order[j]."""
+    back = partial(take_columns, order=np.argsort(order))
+    return Transform(partial(take_columns, order=order), back=back, columns=tuple(order.tolist()))

@@ -46,8 +46,9 @@ FIXED_TIMES = 16  # if it is also so many times the mean column's
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """A segment with its latents; `gradient` gives that of its weights after a backward pass. `fixed`: the columns that
-    keep the search's codes."""
+    """A segment with its latents, whose weights are the parameter's rows, or a copy of them with their columns in the
+    segment's order. `gradient` gives that of its weights after a backward pass. `fixed`: the columns that keep the
+    search's codes."""
 
     segment: Segment
     latents: Latents
@@ -57,8 +58,16 @@ class Unit:
 
     def gradient(self) -> Tensor:
         assert self.parameter.grad is not None, self.segment.parameter
-        rows = self.parameter.grad.view(-1, self.parameter.shape[-1])
-        return rows[self.segment.first : self.segment.last].index_fill_(1, self.fixed, 0)
+        rows = self.parameter.grad.view(-1, self.parameter.shape[-1])[self.segment.first : self.segment.last]
+        if self.segment.columns:
+            rows = rows[:, list(self.segment.columns)]
+        return rows.index_fill_(1, self.fixed, 0)
+
+    def store(self) -> None:
+        """The latents' weights into the parameter, where they are a copy."""
+        if self.segment.columns:
+            rows = self.parameter.data.view(-1, self.parameter.shape[-1])[self.segment.first : self.segment.last]
+            rows[:, list(self.segment.columns)] = self.latents.weights
 
 
 def fixed_columns(importance: F32 | None) -> Tensor:
@@ -131,6 +140,7 @@ def tune_block(scene: Scene, units: Sequence[Unit], recipe: Recipe, tick: Callab
                 if unit.parameter.grad is not None:  # None for an expert that no token of the batch was sent to
                     unit.latents.step(unit.gradient(), rates)
                     unit.latents.refresh()
+                    unit.store()
 
             list(pool.map(move, units))
             for parameter in parameters:

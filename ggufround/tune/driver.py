@@ -245,6 +245,8 @@ class Driver:
                 continue
             parameter = module.get_parameter(segment.parameter)
             rows = parameter.data.view(-1, parameter.shape[-1])[segment.first : segment.last]
+            if segment.columns:
+                rows = rows[:, list(segment.columns)].contiguous()
             factor = float(self.scales[segment.output][segment.matrix]) if segment.output in self.scales else 1.0
             entry = importance.get(segment.output)
             weighing = None if entry is None else entry[segment.matrix]
@@ -252,6 +254,7 @@ class Driver:
             start = kind.search(true, weighing, self.recipe.search)
             fixed = fixed_columns(weighing).to(self.device)
             units.append(Unit(segment, Latents(kind.grid, rows, start, factor), parameter, start, fixed))
+            units[-1].store()
         return units
 
 

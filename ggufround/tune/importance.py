@@ -27,13 +27,15 @@ SLICE = 1 << 21  # numbers whose squares are in memory at once
 
 
 class Destination(NamedTuple):
-    """Rows [first, first + rows) of a checkpoint tensor lie in matrix `matrix` of `matrices` of a GGUF tensor."""
+    """Rows [first, first + rows) of a checkpoint tensor lie in matrix `matrix` of `matrices` of a GGUF tensor, with
+    their columns in the order `columns` if that is another one."""
 
     output: str
     matrices: int
     matrix: int
     first: int
     rows: int
+    columns: tuple[int, ...] = ()
 
 
 def destinations(outputs: Iterable[Output]) -> dict[str, tuple[Destination, ...]]:
@@ -53,7 +55,7 @@ def destinations(outputs: Iterable[Output]) -> dict[str, tuple[Destination, ...]
             while first < piece.first + piece.rows:
                 rows = min(piece.first + piece.rows - first, height - done % height)
                 found.setdefault(piece.source.name, []).append(
-                    Destination(output.name, matrices, done // height, first, rows)
+                    Destination(output.name, matrices, done // height, first, rows, piece.columns)
                 )
                 first += rows
                 done += rows
@@ -245,7 +247,7 @@ def _by_output(
                         np.zeros((to.matrices, totals.shape[1])), np.zeros(to.matrices, np.int64),
                         np.zeros(to.matrices),
                     )  # fmt: skip
-                into.sums[to.matrix] = totals[number]
+                into.sums[to.matrix] = totals[number][list(to.columns)] if to.columns else totals[number]
                 into.counts[to.matrix] = counts[number]
                 if into.peaks is not None and peaks is not None:
                     into.peaks[to.matrix] = peaks[number]

@@ -22,7 +22,8 @@ I64 = NDArray[np.int64]
 @dataclass(frozen=True, eq=False)
 class Segment:
     """Rows [first, first + len(rows)) of a parameter, seen as a matrix, become the rows `rows` of matrix number
-    `matrix` (an expert) of the output, which has `height` rows a matrix."""
+    `matrix` (an expert) of the output, which has `height` rows a matrix. `columns`: the parameter's column that becomes
+    each of the output's, where their order is another."""
 
     parameter: str
     first: int
@@ -30,6 +31,7 @@ class Segment:
     matrix: int
     height: int
     rows: I64
+    columns: tuple[int, ...] = ()
 
     @property
     def last(self) -> int:
@@ -61,6 +63,8 @@ def segments(places: Mapping[str, tuple[Place, ...]], outputs: Sequence[Output])
 
 def source_rows(piece: Piece) -> I64:
     """The source's row that becomes each row of the piece: what `via` does to row numbers."""
+    if piece.columns:
+        return np.arange(piece.first, piece.first + piece.rows)
     numbers = np.arange(piece.rows, dtype=np.float32)[:, None]
     moved = numbers if piece.via is None else np.concatenate(
         [piece.via(np.ascontiguousarray(numbers[i : i + piece.granule])) for i in range(0, piece.rows, piece.granule)]
@@ -83,4 +87,6 @@ def _shared(place: Place, output: Output, start: int, piece: Piece) -> Iterator[
         number = int(matrix[run[0]])
         if number >= 0:
             first = place.first + int(run[0])
-            yield Segment(place.parameter, first, output.name, number, height, rows[run] - number * height)
+            yield Segment(
+                place.parameter, first, output.name, number, height, rows[run] - number * height, piece.columns
+            )

@@ -59,6 +59,7 @@ MORE = {
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
     "llama.rope.scaling.attn_factor": "see above",
+    "qwen35moe.rope.dimension_sections": "the converter writes one that the config leaves out last",
     "phimoe.rope.scaling.attn_factor": "as for phi3",
     "exaone.attention.layer_norm_rms_epsilon": "see above",
     **{

@@ -42,6 +42,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore"), pytest.ma
 PAIRS = [
     ("llama", "q4_0"), ("wide", "q2_k"), ("mixtral", "iq4_nl"), ("gemma2", "mxfp4"), ("qwen3moe", "nvfp4"),
     ("phi3", "q4_1"), ("qwen3moe-stacked", "nvfp4"),
+    ("qwen35", "q4_0"),  # its first block has a matrix whose columns are in another order
 ]  # fmt: skip
 each_pair = pytest.mark.parametrize(("name", "kind"), PAIRS)
 
@@ -113,7 +114,7 @@ def test_a_tuned_file_is_as_large_as_an_untuned_one_and_nearer_to_the_model(
     ]
     before, after = tensors_of(tmp_path / "plain.gguf"), tensors_of(tmp_path / "tuned.gguf")
     lines = log_of(tmp_path / "tuned.gguf")
-    assert [line["block"] for line in lines] == [f"blk.{i}" for i in range(LAYERS)]
+    assert [line["block"] for line in lines] == [f"blk.{i}" for i in range(3 if name == "qwen35" else LAYERS)]
     assert all(line["after"] < line["before"] for line in lines)
     kept = {line["block"]: line["kept"] for line in lines}
     for key, data in before.items():

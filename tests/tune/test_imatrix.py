@@ -36,6 +36,11 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 IDS = np.random.default_rng(0).integers(3, tiny_models.VOCAB, (3, 64)).astype(np.int32)
 # What llama.cpp multiplies with these lies within its way of computing attention; transformers forms other numbers.
 ABSORBED = ("attn_k_b.weight", "attn_v_b.weight")
+TOLERANCES = {
+    "qwen3next": 1e-4,  # linear attention is a long sum, which transformers makes in chunks
+    "qwen35": 1e-4,
+    "kimi": 1e-4,  # and it has an epsilon of 1e-6 in some norms, where llama.cpp has the config's
+}
 FEW = CalibrationOptions(samples=4, seqlen=64, holdout=0)
 
 
@@ -53,7 +58,8 @@ def test_it_is_what_llama_cpp_collects_on_the_same_tokens(name: str, folder: Pat
     ours = collected(path, process_output=True).squares
     theirs = llama_imatrix.run(tmp_path / "m.gguf", IDS, tmp_path, process_output=True)
     gelu = "gelu" in str(tiny_models.CASES[name].config) or name.startswith(("bloom", "falcon", "mpt"))
-    tolerance = 2e-3 if gelu else 1e-5  # ggml looks GELU up in a table of float16
+    usual = 2e-3 if gelu else 1e-5  # ggml looks GELU up in a table of float16
+    tolerance = next((value for start, value in TOLERANCES.items() if name.startswith(start)), usual)
     ours = {key: seen for key, seen in ours.items() if not key.endswith(ABSORBED)}
     assert ours.keys() == {key for key in theirs.sums if not key.endswith(ABSORBED)}
     for key, seen in ours.items():

@@ -38,6 +38,7 @@ def found_in(skeleton: Skeleton, outputs: Sequence[Output]) -> list[Output]:
         for output in outputs
         if output.name.startswith("blk.") and int(output.name.split(".")[1]) < skeleton.blocks
         if len(output.shape) > 1 and all(piece.moves_rows_only for piece in output.pieces)
+        if len(output.pieces[0].source.shape) > 1  # no stack of vectors, such as a norm for each head
     ]
 
 
@@ -52,7 +53,7 @@ def row_names_of(output: Output, sources: dict[str, int]) -> NDArray[np.uint8]:
     parts = []
     for piece in output.pieces:
         rows = np.arange(piece.first, piece.first + piece.rows)
-        if piece.via is not None:
+        if piece.via is not None and not piece.columns:
             cut = [rows[i : i + piece.granule] for i in range(0, piece.rows, piece.granule)]
             doubled = [np.stack([c, c], 1).astype(np.float32) for c in cut]  # two columns alike, as weights would be
             rows = np.concatenate([piece.via(d)[:, 1] for d in doubled]).astype(np.int64)
