@@ -55,10 +55,10 @@ def metadata(file: Path) -> dict[str, Any]:
 
 
 def golden(case: Any, directory: Path) -> dict[str, Any]:
-    import tiny_models
+    from tiny_parts import write
 
     model = directory / case.name
-    tiny_models.write(case, model)
+    write(case, model)
     exact, half = directory / "f32.gguf", directory / "f16.gguf"
     convert(model, "f32", exact)
     convert(model, "f16", half)
@@ -83,8 +83,9 @@ def main() -> None:
     import torch
     import transformers
 
-    import tiny_models
+    from tiny_cases import MODULES  # not tiny_models: it needs what ggufround does
 
+    cases = {case.name: case for module in MODULES for case in module.CASES}
     made_with = {
         "command": "python tools/make_goldens.py LLAMA_CPP_CHECKOUT",
         "converter": hashlib.sha256((Path(checkout) / "conversion" / "base.py").read_bytes()).hexdigest()[:16],
@@ -93,9 +94,9 @@ def main() -> None:
         "tensors": "name: [type in an F16 file, shape (row-major), sha256 of the F32 data]",
     }
     GOLDENS.mkdir(parents=True, exist_ok=True)
-    for name in names or tiny_models.CASES:
+    for name in names or cases:
         with tempfile.TemporaryDirectory() as directory:
-            values = {"made_with": made_with} | golden(tiny_models.CASES[name], Path(directory))
+            values = {"made_with": made_with} | golden(cases[name], Path(directory))
         lines = json.dumps(values, indent=1, ensure_ascii=False)
         for tensor in values["tensors"].values():
             lines = lines.replace(json.dumps(tensor, indent=1).replace("\n", "\n  "), json.dumps(tensor))
