@@ -62,8 +62,9 @@ def evaluate(case: tiny_models.Tiny, output: Output) -> F32:
     for piece in output.pieces:
         stored = bf16_bits(tiny_models.weight(case, piece.source.name, piece.source.shape))
         rows = (stored.astype(np.uint32) << 16).view(np.float32).reshape(piece.source.rows, piece.source.columns)
-        for first in range(piece.first, piece.first + piece.rows, piece.granule):
-            slab = rows[first : first + piece.granule]
+        height = piece.read or piece.granule
+        for first in range(piece.first, piece.first + piece.source_rows, height):
+            slab = rows[first : first + height]
             parts.append(piece.via(slab) if piece.via else slab)
     return np.concatenate(parts).reshape(output.shape)
 
