@@ -42,3 +42,43 @@ def interleave_rope(config: Config) -> Transform:
 
 def norm_plus_one(config: Config) -> Transform:
     return Transform(add_one)
+
+
+def taken_rows(rows: F32, first: int, step: int) -> F32:
+    """Every `step`-th row."""
+    return rows[first::step]
+
+
+def taken_columns(rows: F32, first: int, step: int) -> F32:
+    """Every `step`-th column."""
+    return rows[:, first::step]
+
+
+def transposed_columns(rows: F32, first: int, step: int) -> F32:
+    """Every `step`-th column as a row."""
+    return rows[:, first::step].T
+
+
+def _back_to_rows(taken: F32, first: int, step: int) -> F32:
+    out: F32 = np.zeros((len(taken) * step, taken.shape[1]), np.float32)
+    out[first::step] = taken
+    return out
+
+
+def _back_to_columns(taken: F32, first: int, step: int) -> F32:
+    return _back_to_rows(taken.T, first, step).T
+
+
+def _back_from_transposed(taken: F32, first: int, step: int) -> F32:
+    return _back_to_rows(taken, first, step).T
+
+
+def every(step: int, first: int, of: str) -> Callable[[Config], Transform]:
+    """For rules with `makes`: every `step`-th of the "rows" or "columns", or of the columns, "transposed"."""
+    there, back = {
+        "rows": (taken_rows, _back_to_rows),
+        "columns": (taken_columns, _back_to_columns),
+        "transposed": (transposed_columns, _back_from_transposed),
+    }[of]
+    made = Transform(partial(there, first=first, step=step), 1, partial(back, first=first, step=step))
+    return lambda config: made
