@@ -58,13 +58,15 @@ def whole_model(case: tiny_models.Tiny, path: Path) -> Any:
     if case.loads:
         return classes.from_pretrained(path, dtype=torch.float32).eval()
     config = transformers.AutoConfig.from_pretrained(path).get_text_config()
-    config.tie_word_embeddings = True  # llama.cpp's rule where there is no head
-    network = classes.from_config(config, dtype=torch.float32)
     loader = pytest.importorskip("safetensors.torch")
     state = {n: t.float() for f in path.glob("*.safetensors") for n, t in loader.load_file(f).items()}
     state = {n.removeprefix("language_model.").removeprefix("model."): t for n, t in state.items()}
+    config.tie_word_embeddings = "lm_head.weight" not in state  # llama.cpp's rule
+    network = classes.from_config(config, dtype=torch.float32)
     assert not network.model.load_state_dict(state, strict=False).missing_keys
     network.tie_weights()
+    if not config.tie_word_embeddings:
+        network.lm_head.weight = torch.nn.Parameter(state["lm_head.weight"])
     return network.eval()
 
 
