@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ def whole_model(case: tiny_models.Tiny, path: Path) -> Any:
     config = transformers.AutoConfig.from_pretrained(path).get_text_config()
     loader = pytest.importorskip("safetensors.torch")
     state = {n: t.float() for f in path.glob("*.safetensors") for n, t in loader.load_file(f).items()}
-    state = {n.removeprefix("language_model.").removeprefix("model."): t for n, t in state.items()}
+    state = {re.sub(r"^((model|language_model)\.)+", "", n): t for n, t in state.items()}
     config.tie_word_embeddings = "lm_head.weight" not in state  # llama.cpp's rule
     network = classes.from_config(config, dtype=torch.float32)
     assert not network.model.load_state_dict(state, strict=False).missing_keys
