@@ -75,8 +75,8 @@ GEMMA2 = Architecture(
     drops=(Drop("*lm_head.weight", "the same as the embedding, which llama.cpp uses for the output"),),
 )
 
-# No windows, no soft caps, and one norm before each part of a block. The converter names the ids of CodeGemma's tokens for
-# filling in, whatever the vocabulary; llama.cpp finds those by their texts.
+# No windows, no soft caps, and one norm before each part of a block. The converter names the ids of CodeGemma's tokens
+# for filling in, whatever the vocabulary; llama.cpp finds those by their texts.
 GEMMA = replace(
     GEMMA2,
     name="gemma",

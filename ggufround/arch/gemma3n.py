@@ -37,6 +37,7 @@ def sparsity(config: Config) -> list[float]:
 def built_in(config: Config) -> None:
     """What the file cannot change."""
     layers = n_layer(config)
+    width(config)
     expected = {
         "activation_sparsity_pattern": ([SPARSITY if i < SPARSE else 0.0 for i in range(layers)], sparsity(config)),
         "num_kv_shared_layers": (max(0, layers - OWN), optional_integer(config, "num_kv_shared_layers")),

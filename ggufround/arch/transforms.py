@@ -44,41 +44,47 @@ def norm_plus_one(config: Config) -> Transform:
     return Transform(add_one)
 
 
-def taken_rows(rows: F32, first: int, step: int) -> F32:
-    """Every `step`-th row."""
-    return rows[first::step]
+def part_of_rows(rows: F32, part: slice) -> F32:
+    return rows[part]
 
 
-def taken_columns(rows: F32, first: int, step: int) -> F32:
-    """Every `step`-th column."""
-    return rows[:, first::step]
+def part_of_columns(rows: F32, part: slice) -> F32:
+    return rows[:, part]
 
 
-def transposed_columns(rows: F32, first: int, step: int) -> F32:
-    """Every `step`-th column as a row."""
-    return rows[:, first::step].T
+def part_of_columns_as_rows(rows: F32, part: slice) -> F32:
+    return rows[:, part].T
 
 
-def _back_to_rows(taken: F32, first: int, step: int) -> F32:
-    out: F32 = np.zeros((len(taken) * step, taken.shape[1]), np.float32)
-    out[first::step] = taken
+def _back_to_rows(taken: F32, part: slice, times: int) -> F32:
+    out: F32 = np.zeros((len(taken) * times, taken.shape[1]), np.float32)
+    out[part] = taken
     return out
 
 
-def _back_to_columns(taken: F32, first: int, step: int) -> F32:
-    return _back_to_rows(taken.T, first, step).T
+def _back_to_columns(taken: F32, part: slice, times: int) -> F32:
+    return _back_to_rows(taken.T, part, times).T
 
 
-def _back_from_transposed(taken: F32, first: int, step: int) -> F32:
-    return _back_to_rows(taken, first, step).T
+def _back_from_rows_to_columns(taken: F32, part: slice, times: int) -> F32:
+    return _back_to_rows(taken, part, times).T
+
+
+def _taking(part: slice, times: int, of: str) -> Transform:
+    there, back = {
+        "rows": (part_of_rows, _back_to_rows),
+        "columns": (part_of_columns, _back_to_columns),
+        "transposed": (part_of_columns_as_rows, _back_from_rows_to_columns),
+    }[of]
+    return Transform(partial(there, part=part), 1, partial(back, part=part, times=times))
 
 
 def every(step: int, first: int, of: str) -> Callable[[Config], Transform]:
     """For rules with `makes`: every `step`-th of the "rows" or "columns", or of the columns, "transposed"."""
-    there, back = {
-        "rows": (taken_rows, _back_to_rows),
-        "columns": (taken_columns, _back_to_columns),
-        "transposed": (transposed_columns, _back_from_transposed),
-    }[of]
-    made = Transform(partial(there, first=first, step=step), 1, partial(back, first=first, step=step))
+    made = _taking(slice(first, None, step), step, of)
     return lambda config: made
+
+
+def share(k: int, n: int, of: str, size: Callable[[Config], int]) -> Callable[[Config], Transform]:
+    """Likewise: the k-th of n runs of `size`."""
+    return lambda config: _taking(slice(k * size(config), (k + 1) * size(config)), n, of)
