@@ -6,13 +6,13 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import gemma, gemma3n, gpt_oss, llama, llama4, mistral, olmo, phi, qwen, relatives
+from ggufround.arch import gemma, gemma3n, gemma4, gpt_oss, llama, llama4, mistral, olmo, phi, qwen, relatives
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rule
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (llama, qwen, gemma, phi, olmo, gpt_oss, mistral, gemma3n, llama4, relatives)
+FAMILIES = (llama, qwen, gemma, phi, olmo, gpt_oss, mistral, gemma3n, llama4, relatives, gemma4)
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
 }

@@ -4,6 +4,7 @@ Kinds, tried in the order that an architecture names; one whose files are absent
 
 - "spm": tokenizer.model, a SentencePiece model
 - "gemma": "spm", and no space is put in front of the text
+- "gemma4": a tokenizer.json as "llama_hf" takes it, joined by its merges
 - "phi3": "spm" with Phi-3's own rule for added tokens; passed over for Phi-4's GPT-2 tokenizer
 - "llama_hf": tokenizer.json of a Llama without tokenizer.model: BPE with byte fallback
 - "bpe": byte-level BPE, tokenizer.json or vocab.json with merges.txt
@@ -21,7 +22,7 @@ from dataclasses import replace
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError, UsageError
 from ggufround.gguf_file import Field, Kind, boolean
-from ggufround.tokenizer.bpe import ADD_BOS, TOKENS, load_bpe, load_llama_hf
+from ggufround.tokenizer.bpe import ADD_BOS, TOKENS, load_bpe, load_gemma4, load_llama_hf
 from ggufround.tokenizer.files import Files, read_files
 from ggufround.tokenizer.pretokenizers import check_name
 from ggufround.tokenizer.spec import Vocab
@@ -32,6 +33,7 @@ Loader = Callable[[Files, str | None, int | None], Vocab | None]
 KINDS: dict[str, Loader] = {
     "spm": lambda files, pre, size: load_spm(files, size),
     "gemma": lambda files, pre, size: load_gemma(files, size),
+    "gemma4": lambda files, pre, size: load_gemma4(files, size),
     "phi3": lambda files, pre, size: load_phi3(files, size),
     "llama_hf": lambda files, pre, size: load_llama_hf(files, size),
     "bpe": load_bpe,

@@ -1,5 +1,5 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import first, gemma, gpt_oss, llama4, mistral, relatives
+from tiny_cases import first, gemma, gemma4, gpt_oss, llama4, mistral, relatives
 
-MODULES = (first, gemma, gpt_oss, llama4, mistral, relatives)
+MODULES = (first, gemma, gemma4, gpt_oss, llama4, mistral, relatives)

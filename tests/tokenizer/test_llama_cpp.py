@@ -98,3 +98,10 @@ def test_a_tokenizer_model_is_cut_as_sentencepiece_does(name: str, tmp_path: Pat
     case = CASES[name]
     peer = sentencepiece.SentencePieceProcessor(model_proto=case.files["tokenizer.model"])
     check(load_vocab(case.checkpoint(tmp_path), case.order), [peer.encode(text) for text in TEXTS], tmp_path)
+
+
+def test_gemma_4_is_joined_by_its_merges(tmp_path: Path) -> None:
+    case = CASES["gemma 3 from tokenizer.json alone"]
+    vocab = load_vocab(case.checkpoint(tmp_path), ("gemma4",))
+    peer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    check(vocab, [peer.encode(text, add_special_tokens=False).ids for text in TEXTS], tmp_path)
