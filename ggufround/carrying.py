@@ -96,19 +96,22 @@ def _holds(piece: Piece, kind: QuantType) -> bool:
 
 
 def _reorders(piece: Piece) -> bool:
-    """Whether what is done to the rows on the way only changes their order."""
-    if piece.read or piece.columns:
+    """Whether what is done to the rows on the way only changes their order, or leaves some out."""
+    if piece.columns:
         return False
-    return piece.via is None or order_of(piece.via, piece.granule) is not None
+    return piece.via is None or order_of(piece.via, piece.read or piece.granule) is not None
 
 
 def order_of(via: Callable[[F32], F32], rows: int) -> I64 | None:
-    """[rows]: which row each row of via(...) was before; None where `via` does more than move rows."""
+    """Which of so many rows each row of via(...) was before; None where `via` does more than move some of them."""
     numbers = np.arange(rows, dtype=np.float32)[:, None] + np.array([0, 0.5], np.float32)  # to see columns move
-    found = via(numbers)
+    try:
+        found = via(numbers)
+    except ValueError:  # it needs the true columns
+        return None
     order = found[:, 0].astype(np.int64)
-    moved = found.shape == numbers.shape and np.array_equal(np.sort(order), np.arange(rows))
-    return order if moved and np.array_equal(found, numbers[order]) else None
+    moved = found.shape[1] == 2 and len(np.unique(order)) == len(order)
+    return order if moved and np.array_equal(found, numbers[order.clip(0, rows - 1)]) else None
 
 
 def rounded(kind: QuantType, packing: Packing, parts: Parts) -> Rounded | None:

@@ -305,12 +305,16 @@ def _target(
         )
     if chosen.iterations:
         check_tunable(outputs, types, "blk.")
-    carried = frozenset(o.name for o in outputs if carries(o, types[o.name]))
+    own_scale = {o.name.removesuffix(".scale") + ".weight" for o in outputs if o.name.endswith(".scale")}  # the model's
+    carried = frozenset(
+        o.name for o in outputs
+        if carries(o, types[o.name]) and not (types[o.name].name == "NVFP4" and o.name in own_scale)
+    )  # fmt: skip
     copied = {o.name for o in outputs if o.pieces and _is_bare(o.pieces[0].source) and _source_type(o) == "NVFP4"}
     scaled = frozenset(
         n for n, t in types.items()
         if t.name == "NVFP4" and n != "token_embd.weight" and n.endswith(".weight")
-        and (n in carried or chosen.search != "rtn") and n not in copied
+        and (n in carried or chosen.search != "rtn") and n not in copied and n not in own_scale
     )  # fmt: skip
     sources = provenance(metadata, mix, options, chosen, importance, checkpoint)
     return Target(mix, types, choices, sources, scaled, carried=carried)

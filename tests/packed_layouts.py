@@ -148,6 +148,15 @@ def groups_config(layout: str, *weights: Mapping[str, Any]) -> dict[str, Any]:
     return config("compressed-tensors", format=layout, config_groups=groups)
 
 
+def mxfp4_blocks(name: str, codes: Ints, exponents: NDArray[np.uint8]) -> Stored:
+    """GPT-OSS's: codes [..., rows, columns], of which 32 at a time make a block of 16 bytes."""
+    pairs = codes.reshape(*codes.shape[:-1], -1, 16, 2)
+    return {
+        f"{name}_blocks": whole(pairs[..., 0] | pairs[..., 1] << 4, "U8"),
+        f"{name}_scales": whole(exponents, "U8"),
+    }
+
+
 GPTQ4 = config("gptq", bits=4, group_size=32, sym=True, desc_act=False)
 
 

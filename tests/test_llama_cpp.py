@@ -7,6 +7,7 @@ log-probabilities ten times more than the tolerance.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,14 @@ def expected(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
         network = classes.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     else:  # the text model of a checkpoint that has more, or less, than transformers' class for it
         config = transformers.AutoConfig.from_pretrained(model).get_text_config()
-        config.tie_word_embeddings = True  # llama.cpp's rule where there is no head
+        state = {re.sub(r"^((model|language_model)\.)+", "", n): t for n, t in weights(torch, model).items()}
+        config.tie_word_embeddings = "lm_head.weight" not in state  # llama.cpp's rule
         network = classes.from_config(config, dtype=torch.float32, attn_implementation="eager")
-        state = {n.removeprefix("language_model.").removeprefix("model."): t for n, t in weights(torch, model).items()}
         found = network.model.load_state_dict(state, strict=False)
         assert not found.missing_keys
         network.tie_weights()
+        if not config.tie_word_embeddings:
+            network.lm_head.weight = torch.nn.Parameter(state["lm_head.weight"])
     network.eval()
     if case.altered is not None:
         case.altered(network)

@@ -230,8 +230,8 @@ def attention(prefix: str, head: int, bias: tuple[str, ...] = (), norms: bool = 
         yield f"{prefix}self_attn.k_norm.weight", (head,)
 
 
-def feed_forward(prefix: str, bias: bool = False) -> Shapes:
-    for name, shape in (("gate_proj", (FF, EMBD)), ("up_proj", (FF, EMBD)), ("down_proj", (EMBD, FF))):
+def feed_forward(prefix: str, bias: bool = False, width: int = FF) -> Shapes:
+    for name, shape in (("gate_proj", (width, EMBD)), ("up_proj", (width, EMBD)), ("down_proj", (EMBD, width))):
         yield f"{prefix}mlp.{name}.weight", shape
         if bias:
             yield f"{prefix}mlp.{name}.bias", shape[:1]

@@ -35,9 +35,9 @@ def activation(*allowed: str) -> Callable[[Config], None]:
 
 
 def no_rope_every_fourth_layer(config: Config) -> None:
-    """SmolLM3: src/models/smollm3.cpp leaves the rotation out of layers 3, 7, 11, ... whatever the config says."""
+    """SmolLM3 and Llama 4: llama.cpp leaves the rotation out of layers 3, 7, 11, ... whatever the config says."""
     every = config.get("no_rope_layer_interval", 4)
-    stated = config.get("no_rope_layers")
+    stated = config.get("no_rope_layers") or None  # an empty list says nothing
     rotates = [int((i + 1) % 4 != 0) for i in range(n_layer(config))]
     if (every if stated is None else stated) not in (rotates, 4):
         raise UnsupportedError(

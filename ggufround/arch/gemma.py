@@ -1,4 +1,4 @@
-"""Gemma 2 and 3 (text). Norms are stored less 1; the output matrix is the embedding.
+"""Gemma 1, 2 and 3 (text). Norms are stored less 1; the output matrix is the embedding.
 
 Sources: conversion/gemma.py for names, values and metadata; src/models/gemma*.cpp for what llama.cpp reads.
 """
@@ -10,7 +10,7 @@ from dataclasses import replace
 from ggufround.arch.checks import activation, fixed, query_scale, sliding_pattern
 from ggufround.arch.config import N_CONTEXT, N_EMBD, N_FF, N_HEAD, integer, n_head_kv, n_layer
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD
-from ggufround.arch.metadata import COMMON, count, real, real_if_stated
+from ggufround.arch.metadata import COMMON, count, real, real_if_stated, without
 from ggufround.arch.qwen import HEAD_NORMS
 from ggufround.arch.spec import KV, Architecture, Config, Drop, Rule
 from ggufround.arch.transforms import norm_plus_one
@@ -75,6 +75,27 @@ GEMMA2 = Architecture(
     drops=(Drop("*lm_head.weight", "the same as the embedding, which llama.cpp uses for the output"),),
 )
 
+# No windows, no soft caps, and one norm before each part of a block. The converter names the ids of CodeGemma's tokens
+# for filling in, whatever the vocabulary; llama.cpp finds those by their texts.
+GEMMA = replace(
+    GEMMA2,
+    name="gemma",
+    classes=("GemmaForCausalLM",),
+    rules=(ENDS[0], *PLUS_ONE[:2], replace(PLUS_ONE[2], to="blk.{i}.ffn_norm.weight"), *ATTENTION, *FEED_FORWARD),
+    kvs=without(GEMMA2.kvs, "attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"),
+    defaults={
+        "max_position_embeddings": 8192,
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+    },
+    checks=(
+        activation("gelu_pytorch_tanh", "gelu"),
+        fixed("rope_theta", None, 10000.0),
+        fixed("use_bidirectional_attention", None, False),
+    ),
+)
+
 # Queries and keys are normalised head by head; five windows for each full attention, with a rotation base of their
 # own; no soft caps. Composite models nest the text config and leave most of it to defaults.
 GEMMA3 = replace(
@@ -121,4 +142,4 @@ GEMMA3 = replace(
     drops=VISION,
 )
 
-FAMILY = (GEMMA2, GEMMA3)
+FAMILY = (GEMMA, GEMMA2, GEMMA3)

@@ -25,6 +25,8 @@ def pieces_of(arch: Architecture, rule: Rule, ref: TensorRef, config: Config) ->
     """
     expected = shape_of(config, rule.shape, arch.sizes)
     transform = rule.via(config) if rule.via else None
+    if rule.pad and len(ref.shape) == len(expected) == 2 and 0 < ref.rows < expected[0] and ref.columns == expected[1]:
+        return _padded(ref, expected[0] - ref.rows), expected
     longer = rule.trim and len(ref.shape) == len(expected) and ref.shape[0] > expected[0]
     if ref.shape[longer:] != expected[longer:]:
         raise InputError(
@@ -49,6 +51,23 @@ def pieces_of(arch: Architecture, rule: Rule, ref: TensorRef, config: Config) ->
         return (Piece(ref, 0, ref.rows, granule, via, back=back),), expected
     shape = (*expected[:-2], sum(rows for _, rows in runs) // matrices, expected[-1])
     return tuple(Piece(ref, first, rows, granule, via, back=back, columns=columns) for first, rows in runs), shape
+
+
+def _padded(ref: TensorRef, lacking: int) -> tuple[Piece, ...]:
+    """All rows, the last of which brings zeros along."""
+    high = 1 + lacking
+    last = Piece(ref, ref.rows - 1, high, high, partial(_with_zeros, high=high), 1, _first)
+    return (Piece(ref, 0, ref.rows - 1), last) if ref.rows > 1 else (last,)
+
+
+def _with_zeros(row: F32, high: int) -> F32:
+    out: F32 = np.zeros((high, row.shape[1]), np.float32)
+    out[0] = row[0]
+    return out
+
+
+def _first(rows: F32) -> F32:
+    return rows[:1]
 
 
 def _runs(rule: Rule, expected: Shape, config: Config) -> Iterator[tuple[int, int]]:

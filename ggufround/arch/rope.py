@@ -160,14 +160,15 @@ def llama3_factors(config: Config) -> tuple[Output, ...]:
     factor = _positive(rope, "factor", 8.0)
     low = _positive(rope, "low_freq_factor", 1.0)
     high = _positive(rope, "high_freq_factor", 4.0)
-    if high <= low:
-        raise wrong("high_freq_factor", high, f"a number above low_freq_factor, {low}")
+    if high < low:
+        raise wrong("high_freq_factor", high, f"a number from low_freq_factor, {low}, on")
     context = optional_integer(rope, "original_max_position_embeddings") or 8192
     one = np.float32(1)
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     powers = (np.float64(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
     wavelengths = (one / (one / powers)) * np.float32(2 * pi)
-    smooth = ((one / wavelengths) * np.float32(context) - np.float32(low)) / np.float32(high - low)
+    between = np.float32(high - low) or one  # 0 in Llama 4, where no wavelength lies between
+    smooth = ((one / wavelengths) * np.float32(context) - np.float32(low)) / between
     blended = one / ((one - smooth) / np.float32(factor) + smooth)
     factors = np.where(wavelengths > np.float32(context / low), np.float32(factor), blended)
     factors = np.where(wavelengths < np.float32(context / high), one, factors)

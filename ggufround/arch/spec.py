@@ -109,6 +109,7 @@ class Rule:
     optional: bool = False
     part: tuple[int, int] = (0, 1)  # the k-th of n equal runs of rows of each matrix
     trim: bool = False  # rows beyond the shape's first size are left out instead of refused
+    pad: bool = False  # rows that are lacking to the shape's first size are zeros
     where: Callable[[Config, int], bool] | None = None  # the blocks that have it; None: all
     runs: Callable[[Config], Iterable[tuple[int, int]]] | None = None  # (first row, rows) in the output's order
     makes: str = ""

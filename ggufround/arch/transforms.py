@@ -87,3 +87,49 @@ def in_columns(order: NDArray[np.int64]) -> Transform:
     """Columns in another order: column j was number order[j]."""
     back = partial(take_columns, order=np.argsort(order))
     return Transform(partial(take_columns, order=order), back=back, columns=tuple(order.tolist()))
+
+
+def part_of_rows(rows: F32, part: slice) -> F32:
+    return rows[part]
+
+
+def part_of_columns(rows: F32, part: slice) -> F32:
+    return rows[:, part]
+
+
+def part_of_columns_as_rows(rows: F32, part: slice) -> F32:
+    return rows[:, part].T
+
+
+def _back_to_rows(taken: F32, part: slice, times: int) -> F32:
+    out: F32 = np.zeros((len(taken) * times, taken.shape[1]), np.float32)
+    out[part] = taken
+    return out
+
+
+def _back_to_columns(taken: F32, part: slice, times: int) -> F32:
+    return _back_to_rows(taken.T, part, times).T
+
+
+def _back_from_rows_to_columns(taken: F32, part: slice, times: int) -> F32:
+    return _back_to_rows(taken, part, times).T
+
+
+def _taking(part: slice, times: int, of: str) -> Transform:
+    there, back = {
+        "rows": (part_of_rows, _back_to_rows),
+        "columns": (part_of_columns, _back_to_columns),
+        "transposed": (part_of_columns_as_rows, _back_from_rows_to_columns),
+    }[of]
+    return Transform(partial(there, part=part), 1, partial(back, part=part, times=times))
+
+
+def every(step: int, first: int, of: str) -> Callable[[Config], Transform]:
+    """For rules with `makes`: every `step`-th of the "rows" or "columns", or of the columns, "transposed"."""
+    made = _taking(slice(first, None, step), step, of)
+    return lambda config: made
+
+
+def share(k: int, n: int, of: str, size: Callable[[Config], int]) -> Callable[[Config], Transform]:
+    """Likewise: the k-th of n runs of `size`."""
+    return lambda config: _taking(slice(k * size(config), (k + 1) * size(config)), n, of)

@@ -1,8 +1,8 @@
 """Which method a checkpoint says it was quantised by, and what only its config can say. Others are refused by name.
 
-Known are transformers' "fp8", GPTQ, AWQ (gemm), auto-round, compressed-tensors and MLX. How many bits a layer has and
-how many weights share a scale follows from the shapes of its tensors, mostly; what the config says of that decides
-where several answers fit.
+Known are transformers' "fp8" and "mxfp4", GPTQ, AWQ (gemm), auto-round, compressed-tensors and MLX. How many bits a
+layer has and how many weights share a scale follows from the shapes of its tensors, mostly; what the config says of
+that decides where several answers fit.
 """
 
 from __future__ import annotations
@@ -78,6 +78,10 @@ def method_of(config: Mapping[str, Any], source: str) -> Method:
 
 def _fp8(found: Mapping[str, Any], source: str) -> Method:
     return Method("fp8", block=_pair(found.get("weight_block_size"), source))
+
+
+def _mxfp4(found: Mapping[str, Any], source: str) -> Method:
+    return Method("mxfp4")
 
 
 def _gptq(found: Mapping[str, Any], source: str) -> Method:
@@ -160,7 +164,7 @@ def _mlx(found: Mapping[str, Any], source: str) -> Method:
 
 METHODS = {
     "fp8": _fp8, "gptq": _gptq, "awq": _awq, "auto-round": _auto_round, "intel/auto-round": _auto_round,
-    "compressed-tensors": _compressed, "mlx": _mlx,
+    "compressed-tensors": _compressed, "mlx": _mlx, "mxfp4": _mxfp4,
 }  # fmt: skip
 
 

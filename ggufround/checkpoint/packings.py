@@ -7,6 +7,7 @@ compressed-tensors   X.weight_packed I32 [rows, columns * bits / 32], X.weight_s
                      X.weight_zero_point I32 [rows * bits / 32, groups] where there are some, X.weight_g_idx
                      or of 8 bits as they are: X.weight I8 [rows, columns], X.weight_zero_point I8 [rows, groups]
 MXFP4, NVFP4         X.weight_packed U8 [rows, columns / 2], X.weight_scale [rows, groups], X.weight_global_scale F32
+GPT-OSS's MXFP4      X_blocks U8 [..., rows, columns / 32, 16], X_scales U8 [..., rows, columns / 32]
 MLX                  X.weight U32 [rows, columns * bits / 32], X.scales and X.biases [rows, groups]
 
 The number of columns follows from the words, as far as their width does not hide it: only MLX's config says how many
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NoReturn
 
 from ggufround.checkpoint.methods import BITS, WHOLE, Method, Stated
@@ -65,7 +67,8 @@ def _packed(
             stem = name.removesuffix(suffix)
             packing, rows, columns = build(_Found(stem, tensors, method, source, read))
             stored = [member.ref for member in packing.members]
-            shape = (*ref.shape[:-1], columns) if packing.codes.lies == "rows" else (rows, columns)
+            high = packing.codes.ref.shape[:-1] if packing.codes.lies == "rows" else (rows,)
+            shape = (*high, columns)
             size = sum(s.nbytes for s in stored)
             weight = TensorRef(stem + ".weight", packing.name, shape, ref.path, ref.offset, size, packing=packing)
             further = {stem + end for end in (".weight_shape", *ACTIVATIONS)}
@@ -203,6 +206,16 @@ def _fp4(found: _Found) -> tuple[Packing, int, int]:
     return Packing("MXFP4", 4, 32, Member(codes, "rows"), Member(scales, "rows"), symmetric=True), rows, columns
 
 
+def _blocks(found: _Found) -> tuple[Packing, int, int]:
+    codes, scales = found.need("_blocks", "U8"), found.need("_scales", "U8")
+    if len(codes.shape) < 3 or codes.shape[-1] != 16:
+        _fail(found.source, f"{codes.name} has the shape {list(codes.shape)}; must be blocks of 16 bytes")
+    found.check(scales, *codes.shape[:-1])
+    flat = replace(codes, shape=(*codes.shape[:-2], codes.shape[-2] * 16))  # a row's blocks lie side by side
+    packing = Packing("MXFP4", 4, 32, Member(flat, "rows"), Member(scales, "rows"), symmetric=True)
+    return packing, flat.rows, flat.columns * 2
+
+
 def _mlx(found: _Found) -> tuple[Packing, int, int]:
     codes, scales = found.need(".weight", "U32"), found.need(".scales", *FLOATS)
     biases = found.need(".biases", *FLOATS)
@@ -227,6 +240,7 @@ KINDS = (  # what codes are called, their dtypes, and what makes a packing of th
     (".qweight", ("I32",), _gptq),
     (".weight_packed", ("I32",), _compressed),
     (".weight_packed", ("U8",), _fp4),
+    ("_blocks", ("U8",), _blocks),
     (".weight", ("U32",), _mlx),
     (".weight", ("I8",), _bytes),
 )

@@ -163,7 +163,8 @@ def assign(
         manual = next((kind for gguf, hf, kind in patterns if _matches(tensor, gguf, hf)), None)
         if tensor.float32 or not _is_quantised(tensor, facts.arch, overrides):
             kept = tensor.source_type if tensor.source_type in BLOCKS and not tensor.float32 else "F32"
-            choices[name] = Choice(kept, "kept")
+            widened = mix.type == "F32" and kept in FLOATS  # a file in F32 holds nothing else, as the converter's
+            choices[name] = Choice("F32" if widened else kept, "kept")
             continue
         if role is Role.EMBEDDING and overrides.token_embedding_type and not (manual and name.startswith("per_layer_")):
             choice = Choice(overrides.token_embedding_type, "--token-embedding-type")

@@ -22,6 +22,7 @@ MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 TOKENS, SCORES, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
 MERGES, ADD_BOS, ADD_EOS = "tokenizer.ggml.merges", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"
 ADDED_SCORE = -1000.0
+VISIBLE = {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'}
 RANKS_NOTE = "scores are the ranks of tokenizer.json's merges (llama.cpp's converter writes -1000 for every token)"
 
 
@@ -130,6 +131,32 @@ def load_llama_hf(files: Files, vocab_size: int | None) -> Vocab | None:
         types.append(int(kind))
     fields = sentencepiece_fields(tokens, scores, types) | special_fields(files, limit=size)
     return Vocab("llama", "default", size, fields, notes=(RANKS_NOTE,))
+
+
+def load_gemma4(files: Files, vocab_size: int | None) -> Vocab | None:
+    """As `load_llama_hf`, but llama.cpp joins by the merges; marks of tools and channels stay visible in its output."""
+    vocab = load_llama_hf(files, vocab_size)
+    if vocab is None:
+        return None
+    tokenizer = load_hugging_face(files)
+    assert tokenizer is not None
+    fields = dict(vocab.metadata)
+    tokens, types = fields.pop(TOKENS).value, fields.pop(TYPES).value
+    del fields[PRE], fields[SCORES]
+    types = [
+        int(TokenType.USER_DEFINED) if token in VISIBLE else kind for token, kind in zip(tokens, types, strict=True)
+    ]
+    fields = {
+        MODEL: string("gemma4"),
+        TOKENS: array(Kind.STRING, tokens),
+        SCORES: array(Kind.F32, [ADDED_SCORE] * len(tokens)),
+        TYPES: array(Kind.I32, types),
+        MERGES: array(Kind.STRING, _merges(tokenizer)),
+        **{key: field for key, field in fields.items() if key != MODEL},
+        "tokenizer.ggml.add_space_prefix": boolean(False),
+        ADD_BOS: boolean(True),
+    }
+    return Vocab("gemma4", "gemma4", vocab.size, fields)
 
 
 def sentencepiece_fields(tokens: list[str], scores: list[float], types: list[int]) -> dict[str, Field]:

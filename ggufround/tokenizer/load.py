@@ -4,6 +4,7 @@ Kinds, tried in the order that an architecture names; one whose files are absent
 
 - "spm": tokenizer.model, a SentencePiece model
 - "gemma": "spm", and no space is put in front of the text
+- "gemma4": a tokenizer.json as "llama_hf" takes it, joined by its merges
 - "phi3": "spm" with Phi-3's own rule for added tokens; passed over for Phi-4's GPT-2 tokenizer
 - "internlm2" and "internlm3": "spm", and a turn's end is what a chat model stops at
 - "llama_hf": tokenizer.json of a Llama without tokenizer.model: BPE with byte fallback
@@ -30,7 +31,7 @@ from dataclasses import replace
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError, UsageError
 from ggufround.gguf_file import Field, Kind, boolean, u32
-from ggufround.tokenizer.bpe import ADD_BOS, TOKENS, load_bpe, load_llama_hf
+from ggufround.tokenizer.bpe import ADD_BOS, TOKENS, load_bpe, load_gemma4, load_llama_hf
 from ggufround.tokenizer.files import Files, read_files
 from ggufround.tokenizer.internlm import load_internlm2, load_internlm3
 from ggufround.tokenizer.pretokenizers import check_name
@@ -47,6 +48,7 @@ Loader = Callable[[Files, str | None, int | None], Vocab | None]
 KINDS: dict[str, Loader] = {
     "spm": lambda files, pre, size: load_spm(files, size),
     "gemma": lambda files, pre, size: load_gemma(files, size),
+    "gemma4": lambda files, pre, size: load_gemma4(files, size),
     "phi3": lambda files, pre, size: load_phi3(files, size),
     "internlm2": lambda files, pre, size: load_internlm2(files, size),
     "internlm3": lambda files, pre, size: load_internlm3(files, size),

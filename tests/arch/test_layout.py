@@ -162,7 +162,7 @@ def test_one_tensor_under_two_prefixes_is_refused() -> None:
         (
             "llama3",
             {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4, "high_freq_factor": 1}},
-            "high_freq_factor is 1.0, expected a number above low_freq_factor, 4.0",
+            "high_freq_factor is 1.0, expected a number from low_freq_factor, 4.0, on",
         ),
         ("llama", {"head_dim": 0}, "head_dim is 0, expected a whole number above 0"),
         ("phi3-longrope", {"partial_rotary_factor": 2.0}, "partial_rotary_factor is 2.0, expected at most 1"),

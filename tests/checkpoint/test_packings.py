@@ -32,6 +32,7 @@ from packed_layouts import (
     groups_config,
     layer,
     mlx,
+    mxfp4_blocks,
     rows_of,
     whole,
     write,
@@ -108,6 +109,7 @@ def cases() -> dict[str, Case]:
     wanted = fp4_values(codes) * np.repeat(np.ldexp(np.float32(1), exponents.astype(int) - 127), 32, 1)
     four = {"type": "float", "num_bits": 4}
     out["mxfp4"] = fp4("a", codes, exponents), groups_config("mxfp4-pack-quantized", four), wanted
+    out["mxfp4 blocks"] = mxfp4_blocks("a", codes, exponents), config("mxfp4"), wanted
     small = RNG.integers(0, 127, (ROWS, COLUMNS // 16)).astype(np.uint8)
     small[3, 2] |= 128
     wanted = fp4_values(codes) * np.repeat(e4m3(small), 16, 1) * (np.float32(1) / np.float32(700))
@@ -216,6 +218,7 @@ def changed(stored: Stored, name: str, dtype: str | None = None, shape: tuple[in
 X = layer(64, 128, 4, 32)
 G, A, C = gptq("a", X), awq("a", X), compressed("a", X, zeros=True)
 N = CASES["nvfp4"][0]
+B = CASES["mxfp4 blocks"][0]
 AWQ4 = config("awq", bits=4, group_size=32)
 WRONG: dict[str, tuple[Stored, dict[str, Any], str]] = {
     "qweight without scales": ({k: v for k, v in G.items() if "scales" not in k}, GPTQ4, "a.scales is missing"),
@@ -250,6 +253,9 @@ WRONG: dict[str, tuple[Stored, dict[str, Any], str]] = {
     "nvfp4 with other groups": (
         changed(N, "a.weight_packed", shape=(48, 128)), CASES["nvfp4"][1], "a.weight_scale has the shape",
     ),
+    "blocks without scales": ({"a_blocks": B["a_blocks"]}, config("mxfp4"), "a_scales is missing"),
+    "blocks beside other scales": (changed(B, "a_scales", shape=(96, 3)), config("mxfp4"), "a_scales has the shape"),
+    "blocks of another size": (changed(B, "a_blocks", shape=(96, 8, 8)), config("mxfp4"), "must be blocks of 16"),
     "mlx with another width": (mlx("a", X, X.scales), mlx_config(layer(1, 32, 8, 32)), "128 weights|would take"),
     "mlx without biases": (
         {k: v for k, v in mlx("a", X, X.scales).items() if "biases" not in k}, mlx_config(X), "a.biases is missing",
@@ -286,7 +292,7 @@ def test_a_slab_of_a_transposed_weight_takes_the_memory_of_a_slab(tmp_path: Path
 
 SUFFIXES = (
     ".qweight", ".qzeros", ".scales", ".g_idx", ".weight_packed", ".weight_scale", ".weight_shape", ".weight",
-    ".weight_zero_point", ".weight_global_scale", ".biases",
+    ".weight_zero_point", ".weight_global_scale", ".biases", "_blocks", "_scales",
 )  # fmt: skip
 SIZES = st.sampled_from([0, 1, 2, 3, 4, 8, 12, 16, 32, 64, 128, 1 << 20, 1 << 40])
 TENSORS = st.dictionaries(
@@ -295,7 +301,7 @@ TENSORS = st.dictionaries(
 )
 METHODS = st.sampled_from([
     Method("gptq", (Stated(4, 32, True),)), Method("mlx", (Stated(4, 32, True),)), Method("auto-round"),
-    Method("compressed-tensors", (Stated(8, -1, True),)), Method(),
+    Method("compressed-tensors", (Stated(8, -1, True),)), Method("mxfp4"), Method(),
 ])  # fmt: skip
 
 

@@ -168,3 +168,10 @@ def test_an_rwkv_vocabulary_is_cut_by_the_longest_token(tmp_path: Path) -> None:
         return found
 
     check(load_vocab(case.checkpoint(tmp_path), case.order), [longest(text.encode()) for text in TEXTS], tmp_path)
+
+
+def test_gemma_4_is_joined_by_its_merges(tmp_path: Path) -> None:
+    case = CASES["gemma 3 from tokenizer.json alone"]
+    vocab = load_vocab(case.checkpoint(tmp_path), ("gemma4",))
+    peer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    check(vocab, [peer.encode(text, add_special_tokens=False).ids for text in TEXTS], tmp_path)

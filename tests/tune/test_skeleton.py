@@ -65,9 +65,9 @@ def whole_model(case: tiny_models.Tiny, path: Path) -> Any:
     config.tie_word_embeddings = "lm_head.weight" not in state  # llama.cpp's rule where there is no head
     network = classes.from_config(config, dtype=torch.float32)
     assert not network.model.load_state_dict(state, strict=False).missing_keys
-    if "lm_head.weight" in state:
-        network.lm_head.weight.data = state["lm_head.weight"]
     network.tie_weights()
+    if not config.tie_word_embeddings:
+        network.lm_head.weight = torch.nn.Parameter(state["lm_head.weight"])
     return network.eval()
 
 
