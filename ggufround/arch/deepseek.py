@@ -281,6 +281,7 @@ DEEPSEEK3 = replace(
     DEEPSEEK2,
     classes=("DeepseekV3ForCausalLM",),
     rules=(*DEEPSEEK2.rules, SELECTION),
+    tokenizers=("bpe", "kimi"),
     defaults={
         **DEEPSEEK2.defaults,
         "max_position_embeddings": 4096,
@@ -311,6 +312,7 @@ YOUTU = replace(
     DEEPSEEK3,
     classes=("YoutuForCausalLM",),
     rules=(*ENDS, *NORMS, *LATENT, *FEED_FORWARD),
+    tokenizers=("bpe",),
     kvs=tuple(
         {
             "leading_dense_block_count": KV("leading_dense_block_count", lambda config: u32(n_layer(config))),

@@ -15,6 +15,7 @@ from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError
 
 LIMITS = {"tokenizer.json": 128 << 20, "tokenizer.model": 64 << 20, "vocab.json": 64 << 20, "merges.txt": 64 << 20}
+LIMITS["tiktoken.model"] = 64 << 20
 LIMIT = 16 << 20  # bytes, every other file
 
 

@@ -8,6 +8,7 @@ Kinds, tried in the order that an architecture names; one whose files are absent
 - "llama_hf": tokenizer.json of a Llama without tokenizer.model: BPE with byte fallback
 - "bpe": byte-level BPE, tokenizer.json or vocab.json with merges.txt
 - "glm", "glm4", "hunyuan": "bpe", and which tokens begin and end texts and turns
+- "kimi": tiktoken.model, byte-level BPE by ranks
 
 llama.cpp's converters in these terms: Llama, Mistral, Mixtral, Granite, SmolLM3 are ("spm", "llama_hf", "bpe"), Qwen2
 and Qwen3 ("spm", "bpe"), Gemma 2 ("gemma",), Gemma 3 ("gemma", "bpe"), Phi-3 ("phi3", "bpe"), Qwen-MoE and OLMo-2
@@ -29,6 +30,7 @@ from ggufround.tokenizer.roles import load_glm, load_glm4, load_hunyuan
 from ggufround.tokenizer.spec import Vocab
 from ggufround.tokenizer.special import special_fields
 from ggufround.tokenizer.spm import ADD_SPACE_PREFIX, load_gemma, load_phi3, load_spm
+from ggufround.tokenizer.tiktoken import load_kimi
 
 Loader = Callable[[Files, str | None, int | None], Vocab | None]
 KINDS: dict[str, Loader] = {
@@ -40,6 +42,7 @@ KINDS: dict[str, Loader] = {
     "glm": load_glm,
     "glm4": load_glm4,
     "hunyuan": load_hunyuan,
+    "kimi": load_kimi,
 }
 CODE_LLAMA, SMALL_GRANITE = 32016, 49152  # vocabulary sizes by which llama.cpp's converter tells these two
 
