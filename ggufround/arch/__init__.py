@@ -6,13 +6,26 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import bailing, deepseek, ernie, gemma, glm, hunyuan, llama, minicpm, olmo, phi, qwen
+from ggufround.arch import (
+    bailing,
+    deepseek,
+    deepseek_sparse,
+    ernie,
+    gemma,
+    glm,
+    hunyuan,
+    llama,
+    minicpm,
+    olmo,
+    phi,
+    qwen,
+)
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rule
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (llama, qwen, gemma, phi, olmo, deepseek, glm, ernie, hunyuan, minicpm, bailing)
+FAMILIES = (llama, qwen, gemma, phi, olmo, deepseek, glm, ernie, hunyuan, minicpm, bailing, deepseek_sparse)
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
 }

@@ -61,6 +61,8 @@ def build(checkpoint: Checkpoint) -> PreTrainedModel:
     network: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     classes: Any = AutoModelForCausalLM
     attention = register() if network._supports_sdpa else "eager"  # Gemma 2 caps its scores, which sdpa cannot
+    if hasattr(config, "index_topk"):
+        attention = "sdpa"  # tokens that an indexer leaves out are left out under transformers' own names only
     try:
         with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
             model = classes.from_config(

@@ -1,0 +1,74 @@
+"""DeepSeek V3.2: V3 with attention to the tokens alone that a small part of each block (the indexer) finds.
+
+Sources: conversion/deepseek.py for names, values and metadata; src/models/deepseek32.cpp for what llama.cpp reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ggufround.arch import rope
+from ggufround.arch.config import integer
+from ggufround.arch.deepseek import DEEPSEEK3, has_latent
+from ggufround.arch.glm import GLM4_MOE, NEXT, all_blocks, dense_then_sparse
+from ggufround.arch.metadata import count, count_if_stated, replaced
+from ggufround.arch.spec import KV, Config, Rule
+from ggufround.errors import UnsupportedError
+from ggufround.gguf_file import u32
+
+INDEXER = (
+    Rule("layers.{i}.self_attn.indexer.wq_b.weight", "blk.{i}.indexer.attn_q_b.weight", "index_q q_lora"),
+    Rule("layers.{i}.self_attn.indexer.wk.weight", "blk.{i}.indexer.attn_k.weight", "index_head embd"),
+    Rule("layers.{i}.self_attn.indexer.k_norm.weight", "blk.{i}.indexer.k_norm.weight", "index_head"),
+    Rule("layers.{i}.self_attn.indexer.k_norm.bias", "blk.{i}.indexer.k_norm.bias", "index_head"),
+    Rule("layers.{i}.self_attn.indexer.weights_proj.weight", "blk.{i}.indexer.proj.weight", "index_heads embd"),
+)
+
+
+def latent_queries(config: Config) -> None:
+    if not has_latent(config, 0):
+        raise UnsupportedError(
+            "config.json: q_lora_rank is absent; the indexer's queries are made of that latent vector"
+        )
+
+
+def yarn_without_length(config: Config) -> None:
+    """llama.cpp takes mscale to be 1 here."""
+    if rope.rope_type(config) == "yarn" and rope.full(config).get("mscale_all_dim") != 1:
+        raise UnsupportedError("config.json: mscale_all_dim is not 1; llama.cpp runs this architecture with no other")
+
+
+# The block past the last, which predicts a token further, is kept.
+DEEPSEEK32 = replace(
+    DEEPSEEK3,
+    name="deepseek32",
+    classes=("DeepseekV32ForCausalLM",),
+    rules=(*DEEPSEEK3.rules, *INDEXER, *NEXT),
+    kvs=(
+        *replaced(DEEPSEEK3.kvs, KV("block_count", lambda config: u32(all_blocks(config)))),
+        KV("nextn_predict_layers", count_if_stated("num_nextn_predict_layers")),
+        KV("attention.indexer.head_count", count("index_n_heads")),
+        KV("attention.indexer.key_length", count("index_head_dim")),
+        KV("attention.indexer.top_k", count("index_topk")),
+    ),
+    tokenizers=("bpe",),
+    defaults={
+        **DEEPSEEK3.defaults,
+        "max_position_embeddings": 163840,
+        "index_topk": 2048,
+        "index_head_dim": 128,
+        "index_n_heads": 64,
+    },
+    checks=(*DEEPSEEK3.checks, latent_queries, yarn_without_length, dense_then_sparse),
+    sizes={
+        **DEEPSEEK3.sizes,
+        "2embd": GLM4_MOE.sizes["2embd"],
+        "index_head": lambda config: integer(config, "index_head_dim"),
+        "index_heads": lambda config: integer(config, "index_n_heads"),
+        "index_q": lambda config: integer(config, "index_n_heads") * integer(config, "index_head_dim"),
+    },
+    blocks=all_blocks,
+    beyond="",
+)
+
+FAMILY = (DEEPSEEK32,)
