@@ -1,6 +1,7 @@
-"""DeepSeek V3.2: V3 with attention to the tokens alone that a small part of each block (the indexer) finds.
+"""DeepSeek V3.2 and GLM-5: V3 with attention to the tokens alone that a small part of a block (the indexer) finds.
 
-Sources: conversion/deepseek.py for names, values and metadata; src/models/deepseek32.cpp for what llama.cpp reads.
+Sources: conversion/{deepseek,glm}.py for names, values and metadata; src/models/{deepseek32,glm-dsa}.cpp for what
+llama.cpp reads.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ggufround.arch import rope
-from ggufround.arch.config import integer
+from ggufround.arch.config import integer, n_layer, optional_integer, wrong
 from ggufround.arch.deepseek import DEEPSEEK3, has_latent
 from ggufround.arch.glm import GLM4_MOE, NEXT, all_blocks, dense_then_sparse
 from ggufround.arch.metadata import count, count_if_stated, replaced
 from ggufround.arch.spec import KV, Config, Rule
 from ggufround.errors import UnsupportedError
-from ggufround.gguf_file import u32
+from ggufround.gguf_file import Field, Kind, array, u32
 
 INDEXER = (
     Rule("layers.{i}.self_attn.indexer.wq_b.weight", "blk.{i}.indexer.attn_q_b.weight", "index_q q_lora"),
@@ -71,4 +72,64 @@ DEEPSEEK32 = replace(
     beyond="",
 )
 
-FAMILY = (DEEPSEEK32,)
+
+def looks_itself(config: Config) -> list[bool]:
+    """Which blocks have an indexer of their own; the others look at the tokens that the one before them found."""
+    layers, stated, pattern = n_layer(config), config.get("indexer_types"), config.get("index_topk_pattern")
+    if stated is None and isinstance(pattern, str):
+        stated = [{"F": "full", "S": "shared"}.get(letter) for letter in pattern]
+    if stated is None:
+        step = max(optional_integer(config, "index_topk_freq") or 1, 1)
+        offset = optional_integer(config, "index_skip_topk_offset")
+        return [max(i - (2 if offset is None else offset) + 1, 0) % step == 0 for i in range(layers)]
+    if not isinstance(stated, list) or len(stated) != layers or not set(stated) <= {"full", "shared"}:
+        raise wrong("indexer_types", stated, f"a list of {layers} times full or shared")
+    if stated[0] != "full":
+        raise wrong("indexer_types", stated, "full first: there is nothing to share")
+    return [kind == "full" for kind in stated]
+
+
+def has_indexer(config: Config, i: int) -> bool:
+    return i < n_layer(config) and looks_itself(config)[i]
+
+
+def may_have_indexer(config: Config, i: int) -> bool:
+    return not has_indexer(config, i)
+
+
+def indexer_types(config: Config) -> Field | None:
+    """llama.cpp takes all to be full, or, for the longest contexts, those of one model to be shared."""
+    found = looks_itself(config)
+    return array(Kind.BOOL, found) if "indexer_types" in config or not all(found) else None
+
+
+# GLM-5: several blocks can share what one indexer found.
+GLM_DSA = replace(
+    DEEPSEEK32,
+    name="glm-dsa",
+    classes=("GlmMoeDsaForCausalLM",),
+    rules=(
+        *DEEPSEEK3.rules,
+        *(replace(rule, where=has_indexer) for rule in INDEXER),
+        *(replace(rule, where=may_have_indexer, optional=True) for rule in INDEXER),
+        *NEXT,
+    ),
+    kvs=(*DEEPSEEK32.kvs, KV("attention.indexer.types", indexer_types)),
+    tokenizers=("glm",),
+    defaults={
+        **DEEPSEEK32.defaults,
+        "max_position_embeddings": 202752,
+        "rms_norm_eps": 1e-5,
+        "num_key_value_heads": 64,
+        "q_lora_rank": 2048,
+        "v_head_dim": 256,
+        "qk_nope_head_dim": 192,
+        "n_group": 1,
+        "topk_group": 1,
+        "index_n_heads": 32,
+    },
+    rope_types=("default",),
+    untunable="its blocks can share which tokens they look at",
+)
+
+FAMILY = (DEEPSEEK32, GLM_DSA)

@@ -313,6 +313,8 @@ def test_what_llama_cpp_computes_otherwise_in_latent_attention_is_refused(config
             },
             "mscale_all_dim",
         ),
+        ("glm5", {"indexer_types": ["shared", "full", "full"]}, "nothing to share"),
+        ("glm5", {"indexer_types": ["full"]}, "indexer_types"),
         ("deepseek3.2", {"mlp_layer_types": ["sparse"] * 3}, "mlp_layer_types"),
         ("dots1", {"num_key_value_heads": 2}, "num_key_value_heads"),
         ("youtu", {"n_routed_experts": 8}, "n_routed_experts"),

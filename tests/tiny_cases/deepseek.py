@@ -137,6 +137,15 @@ def sparse_like() -> dict[str, tuple[int, ...]]:
 
 CASES = (
     Tiny(
+        "glm5",
+        config("GlmMoeDsaForCausalLM", "glm_moe_dsa", **LATENT, scoring_func="sigmoid", norm_topk_prob=True,
+               n_group=1, topk_group=1, routed_scaling_factor=2.5, num_nextn_predict_layers=1, rope_theta=10000.0,
+               index_topk=4, index_head_dim=INDEX_HEAD, index_n_heads=INDEX_HEADS, pad_token_id=0,
+               indexer_types=["full", "full", "shared"]),
+        {name: shape for name, shape in sparse_like().items() if "layers.2.self_attn.indexer" not in name},
+        unread=(f"model.layers.{LAYERS}.",),
+    ),
+    Tiny(
         "deepseek3.2",
         config("DeepseekV32ForCausalLM", "deepseek_v32", **LATENT, scoring_func="sigmoid", norm_topk_prob=True,
                n_group=4, topk_group=2, routed_scaling_factor=2.5, num_nextn_predict_layers=1, rope_theta=10000.0,
