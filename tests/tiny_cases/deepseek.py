@@ -135,7 +135,26 @@ def sparse_like() -> dict[str, tuple[int, ...]]:
     return shapes | {name: shape for i in range(LAYERS + 1) for name, shape in indexer(i)}
 
 
+V3 = config(
+    "DeepseekV3ForCausalLM", "deepseek_v3", **LATENT, scoring_func="sigmoid", norm_topk_prob=True, n_group=1,
+    topk_group=1, routed_scaling_factor=2.5, rope_theta=10000.0,
+)  # fmt: skip
+
+
+def text_part(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    start = "language_model."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
 CASES = (
+    Tiny(
+        "kimi-vl",
+        {"architectures": ["KimiVLForConditionalGeneration"], "model_type": "kimi_vl", 
+         "text_config": {key: value for key, value in V3.items() if key != "architectures"}},
+        {f"language_model.{name}": shape for name, shape in deepseek_like(q_lora=Q_LORA, selection=True).items()}
+        | {"vision_tower.patch_embed.proj.weight": (64, 64), "multi_modal_projector.linear_1.weight": (64, 64)},
+        loads=False, twin=V3, as_twin=text_part,
+    ),
     Tiny(
         "glm5",
         config("GlmMoeDsaForCausalLM", "glm_moe_dsa", **LATENT, scoring_func="sigmoid", norm_topk_prob=True,
