@@ -36,7 +36,7 @@ from ggufround.arch.metadata import (
     without,
 )
 from ggufround.arch.qwen import EXPERTS, HEAD_NORMS, STACKED
-from ggufround.arch.spec import F32, KV, Architecture, Config, Rule, Transform
+from ggufround.arch.spec import F32, KV, Architecture, Config, Drop, Rule, Transform
 from ggufround.errors import UnsupportedError
 from ggufround.gguf_file import Field, boolean, f32, string, u32
 
@@ -281,6 +281,7 @@ DEEPSEEK3 = replace(
     DEEPSEEK2,
     classes=("DeepseekV3ForCausalLM",),
     rules=(*DEEPSEEK2.rules, SELECTION),
+    tokenizers=("bpe", "kimi"),
     defaults={
         **DEEPSEEK2.defaults,
         "max_position_embeddings": 4096,
@@ -304,6 +305,17 @@ DEEPSEEK3 = replace(
         fixed("rope_interleave", None, True),
     ),
     beyond="predicts further tokens: llama.cpp has no use for it in this architecture",
+    drops=tuple(
+        Drop(f"*{name}.*", "vision: not part of the text model")
+        for name in ("vision_tower", "multi_modal_projector", "mm_projector")
+    ),
+)
+
+# The text part of a composite model; where that names its own class, it is V3.
+KIMI_VL = replace(
+    DEEPSEEK3,
+    classes=("KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration"),
+    untunable="transformers has no code of its own for the composite model",
 )
 
 # No experts. llama.cpp wants their keys all the same.
@@ -311,6 +323,7 @@ YOUTU = replace(
     DEEPSEEK3,
     classes=("YoutuForCausalLM",),
     rules=(*ENDS, *NORMS, *LATENT, *FEED_FORWARD),
+    tokenizers=("bpe",),
     kvs=tuple(
         {
             "leading_dense_block_count": KV("leading_dense_block_count", lambda config: u32(n_layer(config))),
@@ -386,4 +399,4 @@ DOTS1 = Architecture(
     sizes={"shared_ff": shared_ff},
 )
 
-FAMILY = (DEEPSEEK, DEEPSEEK2, DEEPSEEK3, YOUTU, DOTS1)
+FAMILY = (DEEPSEEK, DEEPSEEK2, DEEPSEEK3, KIMI_VL, YOUTU, DOTS1)

@@ -161,7 +161,7 @@ GLM4_MOE = Architecture(
 )
 
 
-def one_plain_block(config: Config) -> None:
+def dense_then_sparse(config: Config) -> None:
     """transformers 5 counts plain blocks in a list of names."""
     stated = config.get("mlp_layer_types")
     expected = ["dense"] * leading(config) + ["sparse"] * (n_layer(config) - leading(config))
@@ -195,7 +195,7 @@ GLM4_MOE_LITE = replace(
         "routed_scaling_factor": 1.8,
         "moe_intermediate_size": 1536,
     },
-    checks=(*DEEPSEEK3.checks, one_plain_block),
+    checks=(*DEEPSEEK3.checks, dense_then_sparse),
     sizes={**DEEPSEEK3.sizes, "2embd": GLM4_MOE.sizes["2embd"]},
     blocks=all_blocks,
     beyond="",

@@ -26,6 +26,7 @@ SIDE_FILES: dict[str, int] = {  # base name -> most bytes
     "tokenizer.model": 64 << 20,
     "tokenizer.model.v3": 64 << 20,
     "tekken.json": 256 << 20,
+    "tiktoken.model": 64 << 20,
     "spiece.model": 64 << 20,
     "sentencepiece.bpe.model": 64 << 20,
     "tokenizer_config.json": 64 << 20,

@@ -17,6 +17,7 @@ from ggufround.errors import InputError
 LIMITS = {
     "tokenizer.json": 128 << 20,
     "tekken.json": 128 << 20,
+    "tiktoken.model": 64 << 20,
     "tokenizer.model": 64 << 20,
     "spiece.model": 64 << 20,
     "sentencepiece.bpe.model": 64 << 20,

@@ -17,6 +17,7 @@ Kinds, tried in the order that an architecture names; one whose files are absent
 - "xlmr": XLM-RoBERTa's, sentencepiece.bpe.model or tokenizer.json
 - "rwkv": rwkv_vocab_v20230424.txt
 - "glm", "glm4", "hunyuan": "bpe", and which tokens begin and end texts and turns
+- "kimi": tiktoken.model, byte-level BPE by ranks
 
 llama.cpp's converters in these terms: Llama, Mistral, Mixtral, Granite, SmolLM3 are ("tekken", "spm", "llama_hf",
 "bpe"), Qwen2 and Qwen3 ("spm", "bpe"), Gemma 2 ("gemma",), Gemma 3 ("gemma", "bpe"), Phi-3 ("phi3", "bpe"), Qwen-MoE
@@ -41,6 +42,7 @@ from ggufround.tokenizer.spec import Vocab
 from ggufround.tokenizer.special import TOKEN_TYPES, special_fields
 from ggufround.tokenizer.spm import ADD_SPACE_PREFIX, load_gemma, load_phi3, load_spm
 from ggufround.tokenizer.tekken import load_tekken
+from ggufround.tokenizer.tiktoken import load_kimi
 from ggufround.tokenizer.unigram import load_ugm, load_xlmr
 from ggufround.tokenizer.wordpiece import load_wpm
 
@@ -64,6 +66,7 @@ KINDS: dict[str, Loader] = {
     "glm": load_glm,
     "glm4": load_glm4,
     "hunyuan": load_hunyuan,
+    "kimi": load_kimi,
 }
 NEEDED = {
     "wpm": "a WordPiece tokenizer.json or vocab.txt",

@@ -72,6 +72,8 @@ def build(checkpoint: Checkpoint) -> PreTrainedModel:
     classes: Any = AutoModelForImageTextToText if composite else AutoModelForCausalLM
     # Gemma 2 caps its scores, which sdpa cannot; Falcon has a table of the kinds that it knows
     kinds = (register(), "sdpa") if network._supports_sdpa else ("eager",)
+    if hasattr(config, "index_topk"):
+        kinds = ("sdpa",)  # tokens that an indexer leaves out are left out under transformers' own names only
     model, failure = None, None
     for attention in kinds:
         try:

@@ -71,5 +71,9 @@ OTHER_PLACE = {
     "deepseek2.expert_gating_func": "see above",
     "deepseek2.attention.key_length": "the converter writes it earlier where the config class has a head_dim",
     "deepseek2.attention.value_length": "the same",
+    "deepseek32.attention.key_length": "the same",
+    "deepseek32.attention.value_length": "the same",
+    "glm-dsa.attention.key_length": "the same",
+    "glm-dsa.attention.value_length": "the same",
     "phi3.rope.scaling.attn_factor": "the converter writes it while it makes tensors, before general.*",
 }

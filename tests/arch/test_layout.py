@@ -302,6 +302,22 @@ def test_what_llama_cpp_computes_otherwise_in_latent_attention_is_refused(config
         ("hunyuan-moe", {"moe_intermediate_size": [64, 64]}, "moe_intermediate_size"),
         ("ernie4.5-moe", {"moe_layer_end_index": 1}, "moe_layer_end_index"),
         ("ernie4.5-moe", {"moe_layer_interval": 2}, "moe_layer_interval"),
+        (
+            "deepseek3.2",
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4,
+                    "original_max_position_embeddings": 128,
+                    "mscale": 0.7,
+                    "mscale_all_dim": 0.7,
+                }
+            },
+            "mscale_all_dim",
+        ),
+        ("glm5", {"indexer_types": ["shared", "full", "full"]}, "nothing to share"),
+        ("glm5", {"indexer_types": ["full"]}, "indexer_types"),
+        ("deepseek3.2", {"mlp_layer_types": ["sparse"] * 3}, "mlp_layer_types"),
         ("dots1", {"num_key_value_heads": 2}, "num_key_value_heads"),
         ("youtu", {"n_routed_experts": 8}, "n_routed_experts"),
         ("bailing", {"norm_head": True}, "norm_head"),

@@ -10,6 +10,7 @@ from tiny_parts import EMBD, HEADS, VOCAB, Shapes, Tiny, attention, config, ends
 
 EXPERT_FF, LAYERS, LEADING = 64, 3, 1
 NOPE, ROPE, VALUE, KV_LORA, Q_LORA = 32, 16, 24, 64, 96
+INDEX_HEADS, INDEX_HEAD = 16, 64
 LATENT = {
     "num_key_value_heads": HEADS,
     "qk_nope_head_dim": NOPE,
@@ -120,7 +121,56 @@ def gated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return named
 
 
+def indexer(number: int) -> Shapes:
+    prefix = f"model.layers.{number}.self_attn.indexer."
+    yield f"{prefix}wq_b.weight", (INDEX_HEADS * INDEX_HEAD, Q_LORA)
+    yield f"{prefix}wk.weight", (INDEX_HEAD, EMBD)
+    yield f"{prefix}k_norm.weight", (INDEX_HEAD,)
+    yield f"{prefix}k_norm.bias", (INDEX_HEAD,)
+    yield f"{prefix}weights_proj.weight", (INDEX_HEADS, EMBD)
+
+
+def sparse_like() -> dict[str, tuple[int, ...]]:
+    shapes = deepseek_like(LAYERS + 1, Q_LORA, True) | dict(next_token(LAYERS))
+    return shapes | {name: shape for i in range(LAYERS + 1) for name, shape in indexer(i)}
+
+
+V3 = config(
+    "DeepseekV3ForCausalLM", "deepseek_v3", **LATENT, scoring_func="sigmoid", norm_topk_prob=True, n_group=1,
+    topk_group=1, routed_scaling_factor=2.5, rope_theta=10000.0,
+)  # fmt: skip
+
+
+def text_part(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    start = "language_model."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
 CASES = (
+    Tiny(
+        "kimi-vl",
+        {"architectures": ["KimiVLForConditionalGeneration"], "model_type": "kimi_vl", 
+         "text_config": {key: value for key, value in V3.items() if key != "architectures"}},
+        {f"language_model.{name}": shape for name, shape in deepseek_like(q_lora=Q_LORA, selection=True).items()}
+        | {"vision_tower.patch_embed.proj.weight": (64, 64), "multi_modal_projector.linear_1.weight": (64, 64)},
+        loads=False, twin=V3, as_twin=text_part,
+    ),
+    Tiny(
+        "glm5",
+        config("GlmMoeDsaForCausalLM", "glm_moe_dsa", **LATENT, scoring_func="sigmoid", norm_topk_prob=True,
+               n_group=1, topk_group=1, routed_scaling_factor=2.5, num_nextn_predict_layers=1, rope_theta=10000.0,
+               index_topk=4, index_head_dim=INDEX_HEAD, index_n_heads=INDEX_HEADS, pad_token_id=0,
+               indexer_types=["full", "full", "shared"]),
+        {name: shape for name, shape in sparse_like().items() if "layers.2.self_attn.indexer" not in name},
+        unread=(f"model.layers.{LAYERS}.",),
+    ),
+    Tiny(
+        "deepseek3.2",
+        config("DeepseekV32ForCausalLM", "deepseek_v32", **LATENT, scoring_func="sigmoid", norm_topk_prob=True,
+               n_group=4, topk_group=2, routed_scaling_factor=2.5, num_nextn_predict_layers=1, rope_theta=10000.0,
+               index_topk=4, index_head_dim=INDEX_HEAD, index_n_heads=INDEX_HEADS),
+        sparse_like(), unread=(f"model.layers.{LAYERS}.",),
+    ),
     Tiny(
         "youtu",
         config("YoutuForCausalLM", "youtu", **{key: value for key, value in LATENT.items() if key not in MOE},
