@@ -65,13 +65,14 @@ def log_probs(paths: Sequence[Path], prompts: Sequence[Sequence[int]], vocab: in
 
 
 LOAD = """
-import sys
+import os, sys
 import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
 params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 128, 1, False, -1
 server = xllamacpp.Server(params)
-print("LOADED")
+print("LOADED", flush=True)
+os._exit(0)  # a server that is ended as soon as it began may wait for ever
 """
 
 
