@@ -353,7 +353,7 @@ MPT = Architecture(
         "n_inner": lambda config: (optional_integer(config, "expansion_ratio") or 4) * n_embd(config),
         "num_key_value_heads": lambda config: optional_integer(attention(config), "kv_n_heads") or n_head(config),
     },
-    checks=(plain_attention,),
+    checks=(plain_attention, fixed("logit_scale", None)),
     prefixes=("transformer.",),
     sizes={"context": lambda config: integer(config, "max_seq_len")},
 )

@@ -147,6 +147,8 @@ FALCON = config(
     layer_norm_epsilon=1e-5, alibi=False, bias=False, multi_query=True, new_decoder_architecture=False,
     num_kv_heads=1, parallel_attn=True,
 )  # fmt: skip
+RW = {key: value for key, value in FALCON.items() if not key.startswith("num_") and key != "new_decoder_architecture"}
+RW |= {"architectures": ["RWForCausalLM"], "model_type": "RefinedWebModel", "n_head": HEADS, "n_layer": LAYERS}
 FALCON_40B = FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
 BLOOM = config(
     "BloomForCausalLM", "bloom", **OLD, hidden_size=None, num_hidden_layers=None, max_position_embeddings=None,
@@ -210,6 +212,8 @@ ALL = (
     # as in tiiuae/falcon-7b; transformers' config then says one key head for each query head, and the converter fails
     Tiny("falcon-7b", {key: value for key, value in FALCON.items() if key != "num_kv_heads"},
          falcon_like(1, "input_layernorm"), mistakes=("rope", "norm"), converts=False),
+    # the first config's names; transformers no longer knows the model type
+    Tiny("falcon-refined-web", RW, falcon_like(1, "input_layernorm"), loads=False, proof="loads"),
     Tiny("falcon-40b", FALCON_40B, falcon_like(2, "ln_attn", "ln_mlp"), mistakes=("rope", "norm")),
     Tiny("falcon-11b", FALCON_40B | {"num_ln_in_parallel_attn": 1, "rope_theta": 5000042.0, "ffn_hidden_size": FF,
                                      "max_position_embeddings": 8192, "tie_word_embeddings": False},
