@@ -22,10 +22,11 @@ from ggufround.tune import importance as collection  # noqa: E402
 from ggufround.tune.importance import Destination, collecting, destinations  # noqa: E402
 from ggufround.tune.skeleton import Place, Skeleton  # noqa: E402
 from ggufround.tune.weights import source_weights  # noqa: E402
+from tiny_cases import first  # noqa: E402
 from tune.test_skeleton import whole_model  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
-NAMES = sorted(tiny_models.CASES)
+NAMES = sorted(case.name for case in first.CASES)  # for all others llama.cpp itself is asked, in test_imatrix.py
 BATCH, LENGTH = 3, 40
 EXPERTS = 4
 
