@@ -213,8 +213,8 @@ def _contents(
     architecture = arch.find_architecture(checkpoint.config, options.arch)
     if tuned and architecture.untunable:
         raise UnsupportedError(
-            f"{architecture.name} cannot be tuned or calibrated: {architecture.untunable}; choose --recipe opt-rtn, with "
-            f"--imatrix if you have one"
+            f"{architecture.name} cannot be tuned or calibrated: {architecture.untunable}; choose --recipe opt-rtn, "
+            f"with --imatrix if you have one"
         )
     layout = arch.outputs(architecture, checkpoint)
     rows = next((o.shape[0] for o in layout.outputs if o.name == "token_embd.weight"), None)

@@ -37,8 +37,8 @@ class Destination(NamedTuple):
 
 
 def destinations(outputs: Iterable[Output]) -> dict[str, tuple[Destination, ...]]:
-    """Where the rows of each checkpoint tensor go, by its name, in the order of the rows; vectors are left out, and so are
-    norms of each head, which are not multiplied as matrices."""
+    """Where the rows of each checkpoint tensor go, by its name, in the order of the rows. Vectors are left out, and so
+    are norms of each head, which are not multiplied as matrices."""
     found: dict[str, list[Destination]] = {}
     for output in outputs:
         if len(output.shape) < 2 or output.name.endswith("_norm.weight"):
