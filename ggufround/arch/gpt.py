@@ -143,6 +143,7 @@ CODESHELL = replace(
         fixed("activation_function", *GELU),
         fixed("scale_attn_weights", None, True),
         fixed("position_embedding_type", None, "rope"),
+        fixed("group_query_attention", None, True),
         fixed("rope_scaling", None),
     ),
     untunable="transformers has no code of its own for it",
@@ -298,26 +299,30 @@ def attention(config: Config) -> Config:
 
 
 def plain_attention(config: Config) -> None:
-    for key, allowed in (("prefix_lm", (None, False)), ("softmax_scale", (None,)), ("rope", (None, False))):
+    """llama.cpp reads the norms of queries and keys too, and aborts when it is to compute them."""
+    for key, allowed in (
+        ("prefix_lm", (None, False)),
+        ("softmax_scale", (None,)),
+        ("rope", (None, False)),
+        ("qk_ln", (None, False)),
+    ):
         fixed(key, *allowed)(attention(config))
 
 
 MPT = Architecture(
     name="mpt",
-    classes=("MPTForCausalLM",),
+    classes=("MPTForCausalLM", "MptForCausalLM"),
     rules=(
         EMBEDDINGS[0],
         replace(EMBEDDINGS[1], optional=True),
         HEAD,
         *(
-            replace(rule, bias=True, optional=rule.to.endswith(("q_norm.weight", "k_norm.weight")))
+            replace(rule, bias=True)
             for rule in (
                 Rule("norm_f.weight", "output_norm.weight", "embd"),
                 *blocks(
                     ("blocks.{i}.norm_1", "attn_norm", "embd"),
                     ("blocks.{i}.attn.Wqkv", "attn_qkv", "qkv embd"),
-                    ("blocks.{i}.attn.q_ln", "attn_q_norm", "q"),
-                    ("blocks.{i}.attn.k_ln", "attn_k_norm", "kv"),
                     ("blocks.{i}.attn.out_proj", "attn_output", "embd embd"),
                     ("blocks.{i}.norm_2", "ffn_norm", "embd"),
                     ("blocks.{i}.ffn.up_proj", "ffn_up", "ff embd"),
@@ -348,7 +353,7 @@ MPT = Architecture(
         "n_inner": lambda config: (optional_integer(config, "expansion_ratio") or 4) * n_embd(config),
         "num_key_value_heads": lambda config: optional_integer(attention(config), "kv_n_heads") or n_head(config),
     },
-    checks=(plain_attention,),
+    checks=(plain_attention, fixed("logit_scale", None)),
     prefixes=("transformer.",),
     sizes={"context": lambda config: integer(config, "max_seq_len")},
 )

@@ -121,8 +121,8 @@ def one_scale(config: Config) -> None:
         )
 
 
-# Phi-3.5-MoE: q, k and v apart, experts, and biases wherever llama.cpp expects them. llama.cpp takes its layer norms for
-# RMS norms and lets the two experts' weights add up to 1 (they are nearly 1 each): src/models/phimoe.cpp.
+# Phi-3.5-MoE: q, k and v apart, experts, and biases wherever llama.cpp expects them. llama.cpp takes its layer norms
+# for RMS norms and lets the two experts' weights add up to 1 (they are nearly 1 each): src/models/phi3.cpp.
 PHIMOE = replace(
     PHI3,
     name="phimoe",

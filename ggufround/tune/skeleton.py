@@ -76,6 +76,13 @@ class Skeleton:
                 f"{self.checkpoint.source} lacks {len(absent)} tensors that {type(self._model).__name__} needs: "
                 f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''} (as transformers names them)"
             )
+        used = {source for filling in fillings.values() for source in filling.sources}
+        biases = (name for name in self.checkpoint.tensors if name.endswith(".bias") and name not in used)
+        if passed_over := [name for name in biases if name.removesuffix("bias") + "weight" in used]:
+            raise UnsupportedError(
+                f"{self.checkpoint.source}: {type(self._model).__name__} of transformers has no place for "
+                f"{passed_over[0]}, so what would be tuned is another model; choose --recipe opt-rtn"
+            )
         assert fillings[embedding].converter is None, embedding
         self._embedding_source = fillings[embedding].sources[0]
         self._head_source = fillings[head if head in fillings else embedding].sources[0]  # llama.cpp's rule too
@@ -221,7 +228,7 @@ class Skeleton:
         hidden], from row number `first` on: final norm, matrix and bias, scaling or soft cap. Differentiable in
         both. Needs `load_head`."""
         assert self._head_loaded, "load_head comes first"
-        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        flat = hidden.reshape(-1, 1, hidden.shape[-1])  # as sequences of one token: masks and positions are small
         bias = None if self._head.bias is None else self._head.bias[first : first + len(rows)].to(rows.dtype)
 
         tuples = self._takes_tuples()
@@ -240,7 +247,7 @@ class Skeleton:
             self._layers[-1]: given,
             self._head: slab,
         }
-        one = torch.zeros(1, 1, self.hidden, dtype=hidden.dtype, device=self.device)  # positions end before the norm
+        one = torch.zeros(1, 1, self.hidden, dtype=hidden.dtype, device=self.device).expand_as(flat)
         with _stand_in(forwards):
             out: Tensor = self._model(inputs_embeds=one, use_cache=False).logits
         return out.reshape(*hidden.shape[:-1], len(rows))

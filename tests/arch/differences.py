@@ -15,6 +15,10 @@ DIFFERENCES = {
         Field(Kind.F32, 1000.0),
         "the converter leaves it out, and llama.cpp takes 10000",
     ),
+    ("stablelm-parallel", "stablelm.rope.freq_base"): (
+        Field(Kind.F32, 1000.0),
+        "the converter leaves it out, and llama.cpp takes 10000",
+    ),
     ("falcon-11b", "falcon.context_length"): (
         Field(Kind.U32, 8192),
         "the converter states the 2048 of the first models for all",

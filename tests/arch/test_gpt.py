@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 import tiny_models
-from ggufround.arch import Layout, find_architecture, outputs
+from ggufround.arch import Layout, find_architecture, metadata, outputs
 from ggufround.arch.spec import Config
 from ggufround.checkpoint.spec import Checkpoint, TensorRef
 from ggufround.errors import InputError, UnsupportedError
 
 
-def layout(name: str, config: Config | None = None, without: tuple[str, ...] = (), **extra: tuple[int, ...]) -> Layout:
-    """Of the case's headers, with other entries in its config, without some tensors and with further ones."""
+def headers(
+    name: str, config: Config | None = None, without: tuple[str, ...] = (), **extra: tuple[int, ...]
+) -> Checkpoint:
+    """The case's, with other entries in its config, without some tensors and with further ones."""
     case = tiny_models.CASES[name]
     file = Path("model.safetensors")
     tensors = {
@@ -24,8 +26,26 @@ def layout(name: str, config: Config | None = None, without: tuple[str, ...] = (
         if key not in without
     }
     stated = {key: value for key, value in {**case.config, **(config or {})}.items() if value is not None}
-    source = Checkpoint("here", Path(), tensors, stated, {})
+    return Checkpoint("here", Path(), tensors, stated, {})
+
+
+def layout(name: str, config: Config | None = None, without: tuple[str, ...] = (), **extra: tuple[int, ...]) -> Layout:
+    source = headers(name, config, without, **extra)
     return outputs(find_architecture(source.config), source)
+
+
+@pytest.mark.parametrize("name", ["gptneox", "gptneox-sequential", "phi2", "phi2-rotated-less", "stablelm-parallel"])
+def test_parameters_of_rotation_count_as_newer_configs_state_them_too(name: str) -> None:
+    stated = headers(name).config
+    old = ("rotary_pct", "rotary_emb_base", "partial_rotary_factor", "rope_theta")
+    new = {
+        "rope_type": "default",
+        "rope_theta": stated.get("rope_theta", stated.get("rotary_emb_base")),
+        "partial_rotary_factor": stated.get("partial_rotary_factor", stated.get("rotary_pct")),
+    }
+    changed = headers(name, {**dict.fromkeys(old), "rope_parameters": new})
+    found, truth = (metadata(find_architecture(one.config), one) for one in (changed, headers(name)))
+    assert found == truth
 
 
 def test_gpt_2s_causal_masks_are_left_out() -> None:
@@ -65,6 +85,9 @@ def test_keys_that_heads_cannot_share_are_refused() -> None:
             {"rope_scaling": tiny_models.CASES["phimoe"].config["rope_scaling"] | {"long_mscale": 1.5}},
             "short_mscale is 1.25 and long_mscale 1.5",
         ),
+        ("mpt", {"attn_config": {"qk_ln": True}}, "qk_ln is True"),
+        ("mpt", {"attn_config": {"prefix_lm": True}}, "prefix_lm is True"),
+        ("codeshell", {"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
         ("phi2", {"qk_layernorm": True}, "qk_layernorm is True"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
     ],

@@ -63,7 +63,8 @@ STARCODER2 = config(
 
 CASES = (
     Tiny("stablelm", STABLELM | {"use_qkv_bias": True}, stablelm_like(bias=True)),
-    Tiny("stablelm-parallel", STABLELM | {"use_parallel_residual": True}, stablelm_like(side_by_side=True)),
+    Tiny("stablelm-parallel", STABLELM | {"use_parallel_residual": True, "rope_theta": 1000.0},
+         stablelm_like(side_by_side=True)),
     # the converter collects the norms of heads and then forgets to write them, which it notices: "Unprocessed norms"
     Tiny("stablelm-12b", STABLELM | {"use_parallel_residual": True, "qk_layernorm": True},
          stablelm_like(side_by_side=True, head_norms=True), converts=False, special=sharp_heads),

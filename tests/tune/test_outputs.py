@@ -48,7 +48,7 @@ def both(model: Path, file: Path) -> Iterator[tuple[Readers, Readers, set[str]]]
         yield source_weights(plan.checkpoint, reader), output_weights(plan.outputs, rows), names
 
 
-@pytest.mark.parametrize("name", tiny_models.TUNABLE)
+@pytest.mark.parametrize("name", [*tiny_models.TUNABLE, "gpt2"])
 def test_every_tensor_is_read_back_from_an_f32_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = tiny_models.CASES[name]
     model = tiny_models.write(case, tmp_path / name)

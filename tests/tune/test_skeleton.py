@@ -296,6 +296,11 @@ def test_a_config_that_does_not_fit_the_tensors_is_refused(folder: Path) -> None
         Skeleton(changed(folder, "llama", drop=("model.norm.weight",)))
 
 
+def test_a_bias_that_transformers_passes_over_is_refused(folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"no place for transformer\.blocks\.0\.norm_1\.bias"):
+        Skeleton(open_checkpoint(tiny_models.written(folder, "mpt-biases")))
+
+
 def test_a_missing_expert_is_refused(folder: Path) -> None:
     stream = streamed(changed(folder, "mixtral", drop=("model.layers.0.block_sparse_moe.experts.3.w1.weight",)))
     with pytest.raises(InputError, match="do not make up"):
