@@ -1,15 +1,23 @@
-"""Models that mix kinds of blocks: which architecture they are, and what of their configs llama.cpp could not follow."""
+"""Models that mix kinds of blocks: which architecture they are, what llama.cpp could not follow, how columns move."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny_models
 from arch.test_layout import layout
 from ggufround.arch import find_architecture
+from ggufround.arch.spec import Output, Piece
+from ggufround.arch.transforms import in_columns
+from ggufround.carrying import carries
+from ggufround.checkpoint.spec import Member, Packing, TensorRef
 from ggufround.errors import InputError, UnsupportedError
+from ggufround.quants.types import QUANT_TYPES
 
 
 def test_granite_4_without_mamba_is_the_architecture_that_llama_cpp_runs_it_as() -> None:
@@ -62,3 +70,14 @@ def test_an_lfm2_that_llama_cpp_would_run_as_another_is_refused(name: str, key: 
 def test_what_llama_cpp_has_built_in_may_not_be_stated_otherwise(name: str, key: str, value: Any, words: str) -> None:
     with pytest.raises((InputError, UnsupportedError), match=words):
         layout(name, {key: value})
+
+
+def test_codes_whose_columns_move_are_not_carried() -> None:
+    """Their groups are of other columns in the file."""
+    part = Member(TensorRef("part", "I32", (8, 8), Path("x"), 0, 0), "rows")
+    packing = Packing("int", 4, 32, part, part, symmetric=True)
+    plain = Piece(TensorRef("w", "INT4", (8, 64), Path("x"), 0, 0, packing=packing), 0, 8)
+    turned = in_columns(np.roll(np.arange(64), 32))
+    moved = replace(plain, via=turned.function, back=turned.back, columns=turned.columns)
+    found = [carries(Output("w", (8, 64), (piece,)), QUANT_TYPES["Q4_0"]) for piece in (plain, moved)]
+    assert found == [True, False]
