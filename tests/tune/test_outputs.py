@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import tiny_models
 from ggufround import convert
 from ggufround.arch.spec import Output, Piece
-from ggufround.arch.transforms import add_one, interleave_heads, on_vector
+from ggufround.arch.transforms import add_one, in_columns, interleave_heads, on_vector
 from ggufround.checkpoint import open_checkpoint
 from ggufround.checkpoint.gguf_source import open_gguf
 from ggufround.checkpoint.reading import Reader
@@ -94,6 +94,7 @@ def test_a_scale_in_a_tensor_of_its_own_is_part_of_the_weight(llama: Path, tmp_p
 REF = TensorRef("w", "F32", (12, 8), Path("x"), 0, 0)
 VECTOR = TensorRef("b", "F32", (12,), Path("x"), 0, 0)
 HEADS: Callable[..., Any] = partial(interleave_heads, head=6)
+TURNED = in_columns(np.array([3, 0, 1, 2, 7, 6, 4, 5]))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,7 @@ HEADS: Callable[..., Any] = partial(interleave_heads, head=6)
         (Piece(REF, 0, 12, 6, HEADS), (12, 8)),
         (Piece(REF, 0, 12, 1, add_one), (12, 8)),
         (Piece(REF, 0, 12, 4, lambda rows: rows.reshape(-1, 4, 8)[:, ::-1].reshape(rows.shape) - 5), (12, 8)),
+        (Piece(REF, 0, 12, 1, TURNED.function, back=TURNED.back, columns=TURNED.columns), (12, 8)),
         (Piece(VECTOR, 0, 1, 1, partial(on_vector, HEADS)), (12,)),
         (Piece(VECTOR, 0, 1, 1, partial(on_vector, add_one)), (12,)),
     ],
