@@ -6,13 +6,28 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import baichuan, cohere, dbrx, deci, exaone, gemma, internlm, llama, mimo, olmo, phi, qwen
+from ggufround.arch import (
+    baichuan,
+    cohere,
+    dbrx,
+    deci,
+    diffusion,
+    exaone,
+    gemma,
+    internlm,
+    jais,
+    llama,
+    mimo,
+    olmo,
+    phi,
+    qwen,
+)
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rule
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (llama, qwen, gemma, phi, olmo, cohere, exaone, internlm, baichuan, deci, mimo, dbrx)
+FAMILIES = (llama, qwen, gemma, phi, olmo, cohere, exaone, internlm, baichuan, deci, mimo, dbrx, jais, diffusion)
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
 }

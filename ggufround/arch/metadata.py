@@ -111,7 +111,8 @@ def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None =
     config = flatten(checkpoint.config, arch.defaults)
     fields = {"general.architecture": string(arch.name), "general.type": string("model")}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))
-    read = ((f"{arch.name}.{kv.key}", kv.read(config)) for kv in arch.kvs)
+    kvs = (*(KV(f"{arch.name}.{kv.key}", kv.read) for kv in arch.kvs), *arch.further)
+    read = ((kv.key, kv.read(config)) for kv in kvs)
     return fields | {key: field for key, field in read if field is not None} | _numbers(arch, checkpoint, config)
 
 

@@ -143,6 +143,7 @@ class Architecture:
     prefixes: tuple[str, ...] = ("model.", "language_model.", "text_model.")
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)  # words of shapes besides `SIZES`
     blocks: Callable[[Config], int] | None = None  # `{i}` counts to it; None: the config's number of layers
+    further: tuple[KV, ...] = ()  # keys in full, below no architecture's name
     # Keys (in full) with a number a block, which the checkpoint holds as tensors of one value: their name with `{i}`.
     numbers: tuple[tuple[str, str], ...] = ()
     untunable: str = ""  # why the tuner cannot run it, if it cannot
