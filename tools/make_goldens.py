@@ -72,6 +72,7 @@ def metadata(file: Path) -> dict[str, Any]:
 
 def golden(case: Any, directory: Path) -> dict[str, Any]:
     import conversion
+
     from tiny_parts import write
 
     model = directory / case.name

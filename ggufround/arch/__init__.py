@@ -19,6 +19,7 @@ from ggufround.arch import (
     llama,
     mimo,
     olmo,
+    openelm,
     phi,
     qwen,
 )
@@ -27,7 +28,23 @@ from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rule
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (llama, qwen, gemma, phi, olmo, cohere, exaone, internlm, baichuan, deci, mimo, dbrx, jais, diffusion)
+FAMILIES = (
+    llama,
+    qwen,
+    gemma,
+    phi,
+    olmo,
+    cohere,
+    exaone,
+    internlm,
+    baichuan,
+    deci,
+    mimo,
+    dbrx,
+    jais,
+    diffusion,
+    openelm,
+)
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
 }

@@ -1,5 +1,19 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import arcee, baichuan, cohere, dbrx, deci, diffusion, exaone, first, internlm, jais, mimo, olmo
+from tiny_cases import (
+    arcee,
+    baichuan,
+    cohere,
+    dbrx,
+    deci,
+    diffusion,
+    exaone,
+    first,
+    internlm,
+    jais,
+    mimo,
+    olmo,
+    openelm,
+)
 
-MODULES = (first, arcee, baichuan, cohere, dbrx, deci, diffusion, exaone, internlm, jais, mimo, olmo)
+MODULES = (first, arcee, baichuan, cohere, dbrx, deci, diffusion, exaone, internlm, jais, mimo, olmo, openelm)
