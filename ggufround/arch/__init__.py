@@ -22,6 +22,7 @@ from ggufround.arch import (
     openelm,
     phi,
     qwen,
+    sparse,
 )
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.metadata import metadata
@@ -44,6 +45,7 @@ FAMILIES = (
     jais,
     diffusion,
     openelm,
+    sparse,
 )
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes

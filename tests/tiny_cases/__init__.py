@@ -14,6 +14,7 @@ from tiny_cases import (
     mimo,
     olmo,
     openelm,
+    sparse,
 )
 
-MODULES = (first, arcee, baichuan, cohere, dbrx, deci, diffusion, exaone, internlm, jais, mimo, olmo, openelm)
+MODULES = (first, arcee, baichuan, cohere, dbrx, deci, diffusion, exaone, internlm, jais, mimo, olmo, openelm, sparse)
