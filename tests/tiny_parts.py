@@ -41,6 +41,7 @@ class Tiny:
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
     twin: Tiny | None = None  # the same weights in a model that transformers has, where it has not this one
     given: Callable[[int], dict[str, np.ndarray]] | None = None  # what transformers is told of so many tokens besides
+    forward: Callable[[Any, Any, list[int]], np.ndarray] | None = None  # next-token logits, where no model has them
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads"
     mistakes: tuple[str, ...] = ("rope", "gate", "norm")  # errors of a converter that must show in llama.cpp

@@ -1,13 +1,13 @@
 """Tiny models of SmallThinker and Arctic.
 
-transformers has no class for them and none that computes the same (a router in front of attention, experts beside a
-dense part), so that llama.cpp loads them is all that is tried.
+transformers has no class for them and none that computes the same: `tiny_forward` has their computation.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import tiny_forward
 from tiny_parts import EMBD, FF, KV_HEADS, LAYERS, Tiny, config, llama_like, mixture
 
 FULL = {"sliding_window_layout": [0] * LAYERS, "rope_layout": [1] * LAYERS}
@@ -42,13 +42,13 @@ def arctic_like() -> dict[str, tuple[int, ...]]:
 
 CASES = (
     Tiny("smallthinker", smallthinker(5, False, tie_word_embeddings=True, **MIXED), smallthinker_like(5, False),
-         loads=False, proof="loads"),
+         loads=False, forward=tiny_forward.smallthinker),
     Tiny("smallthinker-full", smallthinker(LAYERS, True, **FULL), smallthinker_like(LAYERS, True), loads=False,
-         proof="loads"),
+         forward=tiny_forward.smallthinker),
     Tiny(
         "arctic",
         config("ArcticForCausalLM", "arctic", num_key_value_heads=KV_HEADS, num_local_experts=4, num_experts_per_tok=2,
                parallel_attn_mlp_res=True, moe_layer_frequency=1, rope_theta=1e4),
-        arctic_like(), "spm", loads=False, proof="loads",
+        arctic_like(), "spm", loads=False, forward=tiny_forward.arctic,
     ),
 )  # fmt: skip
