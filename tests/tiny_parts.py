@@ -45,6 +45,7 @@ class Tiny:
     # The same weights in a model that transformers has, where it has not this one; or the config of such a model.
     twin: Tiny | Mapping[str, Any] | None = None
     given: Callable[[int], dict[str, np.ndarray]] | None = None  # what transformers is told of so many tokens besides
+    forward: Callable[[Any, Any, list[int]], np.ndarray] | None = None  # next-token logits, where no model has them
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads", "vision"
     mmproj: bool = False  # it has a vision part whose projector llama.cpp's converter writes

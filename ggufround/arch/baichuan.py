@@ -22,6 +22,10 @@ from ggufround.gguf_file import Field, string, u32
 
 OWN_HEAD = replace(ENDS[2], optional=False)  # llama.cpp reads no tied ones
 DATA_LAYOUT = KV("tensor_data_layout", constant(string("Meta AI original pth")))
+NORM_BIASES = tuple(
+    replace(rule, source=str(rule.source).replace("weight", "bias"), to=rule.to.replace("weight", "bias"))
+    for rule in (ENDS[1], *NORMS)
+)
 BAICHUAN2_VOCAB = 125696
 ROTATED, BIASED = 32, 40  # layers
 
@@ -107,10 +111,7 @@ ORION = replace(
         *ENDS[:2],
         OWN_HEAD,
         *NORMS,
-        *(
-            replace(rule, source=str(rule.source).replace("weight", "bias"), to=rule.to.replace("weight", "bias"))
-            for rule in (ENDS[1], *NORMS)
-        ),
+        *NORM_BIASES,
         *ATTENTION,
         *FEED_FORWARD,
     ),

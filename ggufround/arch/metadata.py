@@ -142,7 +142,8 @@ def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None =
     kind = "model" if arch.part == "text" else "mmproj"
     fields = {"general.architecture": string(arch.name), "general.type": string(kind)}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))
-    read = ((_full(arch, kv.key), kv.read(config)) for kv in arch.kvs)
+    kvs = (*(KV(_full(arch, kv.key), kv.read) for kv in arch.kvs), *arch.further)
+    read = ((kv.key, kv.read(config)) for kv in kvs)
     return fields | {key: field for key, field in read if field is not None} | _numbers(arch, checkpoint, config)
 
 

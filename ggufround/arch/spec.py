@@ -172,6 +172,7 @@ class Architecture:
     drops: tuple[Drop, ...] = ()  # besides those of every model
     prefixes: tuple[str, ...] = ("model.", "language_model.", "text_model.")
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)  # words of shapes besides `SIZES`
+    further: tuple[KV, ...] = ()  # keys in full, below no architecture's name
     # Keys (in full) with a number a block, which the checkpoint holds as tensors of one value: their name with `{i}`.
     numbers: tuple[tuple[str, str], ...] = ()
     # `{i}` counts to it; None: the config's number of layers. Blocks beyond that may be absent as a whole.
