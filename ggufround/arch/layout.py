@@ -73,6 +73,10 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     drops = (*DROPS, *arch.drops)
     reasons = {name: reason for name in checkpoint.tensors if (reason := _drop_reason(drops, name)) is not None}
     sources = _without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
+    for several in numbers(arch, config, sources).values():
+        for ref in several:
+            reasons[ref.name] = "a number: it goes into the metadata"
+    sources = {name: ref for name, ref in sources.items() if ref.name not in reasons}
     made: dict[str, Output] = {}
     missing: dict[str, str] = {}
     for rule, here in _per_block(arch, config):
@@ -101,6 +105,29 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     assert trimmed.keys() <= may_be, "rules leave rows out"
     ordered = sorted(made.values(), key=lambda output: _order(output.name))
     return Layout(tuple(ordered), tuple(sorted((reasons | trimmed).items())))
+
+
+def numbers(arch: Architecture, config: Config, sources: Mapping[str, TensorRef]) -> dict[str, list[TensorRef]]:
+    """The tensors of one number each that belong into the metadata, by key; `sources` by the names that rules use."""
+    found: dict[str, list[TensorRef]] = {}
+    for number in arch.numbers:
+        names = [number.source.replace("{i}", str(i)) for i in range(n_layer(config))]
+        if absent := [name for name in names if name not in sources]:
+            raise InputError(
+                f"the checkpoint lacks {len(absent)} of {len(names)} numbers of {number.key}: {_some(absent)}"
+            )
+        found[number.key] = [sources[name] for name in names]
+        if wrong := [ref for ref in found[number.key] if ref.rows * ref.columns != 1]:
+            raise InputError(f"{wrong[0].name} has the shape {list(wrong[0].shape)}; must hold one number")
+    return found
+
+
+def without_prefixes(arch: Architecture, checkpoint: Checkpoint) -> dict[str, TensorRef]:
+    """The tensors that are not dropped, by the names that rules use."""
+    drops = (*DROPS, *arch.drops)
+    return _without_prefixes(
+        arch, {name: ref for name, ref in checkpoint.tensors.items() if _drop_reason(drops, name) is None}
+    )
 
 
 def _drop_reason(drops: tuple[Drop, ...], name: str) -> str | None:

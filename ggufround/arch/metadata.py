@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
 from ggufround.arch import rope
 from ggufround.arch.config import (
     N_CONTEXT,
@@ -25,10 +27,11 @@ from ggufround.arch.config import (
     optional_number,
 )
 from ggufround.arch.general import general
-from ggufround.arch.layout import outputs
+from ggufround.arch.layout import numbers, outputs, without_prefixes
 from ggufround.arch.spec import KV, Architecture, Config, Layout, Output, Reader
+from ggufround.checkpoint.reading import Reader as OpenFiles
 from ggufround.checkpoint.spec import Checkpoint
-from ggufround.gguf_file import Field, f32, string, u32
+from ggufround.gguf_file import Field, Kind, array, f32, string, u32
 
 
 def count(*keys: str) -> Reader:
@@ -107,7 +110,26 @@ def metadata(arch: Architecture, checkpoint: Checkpoint, layout: Layout | None =
     fields = {"general.architecture": string(arch.name), "general.type": string("model")}
     fields |= general(checkpoint, parameter_count((layout or outputs(arch, checkpoint)).outputs))
     read = {f"{arch.name}.{kv.key}": kv.read(config) for kv in arch.kvs}
-    return fields | {key: field for key, field in read.items() if field is not None}
+    return (
+        fields | {key: field for key, field in read.items() if field is not None} | _numbers(arch, checkpoint, config)
+    )
+
+
+def _numbers(arch: Architecture, checkpoint: Checkpoint, config: Config) -> dict[str, Field]:
+    """What the checkpoint holds in tensors of a number each, and the file as lists."""
+    if not arch.numbers:
+        return {}
+    found = numbers(arch, config, without_prefixes(arch, checkpoint))
+    one, none = np.empty((1, 1), np.float32), np.empty(0, np.uint8)
+    fields = {}
+    with OpenFiles(checkpoint) as reader:
+        for key, refs in found.items():
+            values = []
+            for ref in refs:
+                reader.read_rows(ref, 0, 1, one, none)
+                values.append(float(one[0, 0]))
+            fields[key] = array(Kind.F32, values)
+    return fields
 
 
 def parameter_count(tensors: tuple[Output, ...]) -> dict[str, int]:

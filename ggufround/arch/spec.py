@@ -126,6 +126,14 @@ class Drop:
     reason: str
 
 
+class Number(NamedTuple):
+    """A number that the checkpoint has in a tensor of each block and the file in a list: the whole metadata key, and
+    the tensor's name as in `Rule`."""
+
+    key: str
+    source: str
+
+
 @dataclass(frozen=True)
 class Architecture:
     """All that is particular to a family of models. A variant is `dataclasses.replace(OTHER, ...)`."""
@@ -144,4 +152,5 @@ class Architecture:
     prefixes: tuple[str, ...] = ("model.", "language_model.", "text_model.")
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)  # words of shapes besides `SIZES`
     blocks: Callable[[Config], int] | None = None  # `{i}` counts to it; None: the config's number of layers
+    numbers: tuple[Number, ...] = ()
     untunable: str = ""  # why the tuner cannot run it, if it cannot
