@@ -46,6 +46,24 @@ def kinds(config: Config) -> list[str]:
     return [*stated[:-1], FULL]
 
 
+def of_full(key: str, default: int | None) -> Callable[[Config], int | None]:
+    """What layers with full attention have of their own, where newer configs say so layer by layer."""
+
+    def read(config: Config) -> int | None:
+        stated = config.get("per_layer_config")
+        if stated is None:
+            return default
+        rows = stated if isinstance(stated, dict) else {}
+        full_ones = {str(i) for i, kind in enumerate(kinds(config)) if kind == FULL}
+        found = {row.get(key) for number, row in rows.items() if str(number) in full_ones and isinstance(row, dict)}
+        if set(map(str, rows)) != full_ones or len(found) != 1:
+            raise wrong("per_layer_config", stated, "the same for all layers with full attention, and for no others")
+        value: int | None = found.pop()
+        return default if value is None else value
+
+    return read
+
+
 def own(config: Config) -> int:
     """Layers from the first on that have keys and values of their own."""
     return max(0, n_layer(config) - (optional_integer(config, "num_kv_shared_layers") or 0))
@@ -80,8 +98,13 @@ def head(config: Config) -> int:
 
 
 def heads_kv(config: Config, i: int) -> int:
-    stated = optional_integer(config, "num_global_key_value_heads") if config.get("attention_k_eq_v") else None
+    stated = optional_integer(config, "num_global_key_value_heads") if apart(config) else None
     return stated if stated and full(config, i) else n_head_kv(config)
+
+
+def apart(config: Config) -> bool:
+    """Whether heads of keys are counted apart in full attention, as transformers tells it."""
+    return bool(config.get("attention_k_eq_v") or "per_layer_config" in config)
 
 
 def width(config: Config, i: int) -> int:
@@ -89,9 +112,9 @@ def width(config: Config, i: int) -> int:
     return integer(config, "intermediate_size") * (2 if wide else 1)
 
 
-def _of_layers(config: Config, each: Callable[[Config, int], int], apart: bool) -> Field:
+def _of_layers(config: Config, each: Callable[[Config, int], int], listed: bool) -> Field:
     """A number of every layer, in a list where the config has them apart."""
-    return array(Kind.I32, [each(config, i) for i in range(n_layer(config))]) if apart else u32(each(config, 0))
+    return array(Kind.I32, [each(config, i) for i in range(n_layer(config))]) if listed else u32(each(config, 0))
 
 
 def widths(config: Config) -> Field:
@@ -99,8 +122,7 @@ def widths(config: Config) -> Field:
 
 
 def key_heads(config: Config) -> Field:
-    apart = bool(config.get("attention_k_eq_v")) and "num_global_key_value_heads" in config
-    return _of_layers(config, heads_kv, apart)
+    return _of_layers(config, heads_kv, apart(config) and "num_global_key_value_heads" in config)
 
 
 def proportional(config: Config) -> tuple[Output, ...]:
@@ -210,7 +232,8 @@ GEMMA4 = replace(
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "head_dim": 256,
-        "global_head_dim": 512,
+        "global_head_dim": of_full("head_dim", 512),
+        "num_global_key_value_heads": of_full("num_key_value_heads", None),
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-6,
         "sliding_window": 512,
@@ -224,7 +247,6 @@ GEMMA4 = replace(
     checks=(
         activation("gelu_pytorch_tanh"),
         fixed("use_bidirectional_attention", None, "vision"),
-        fixed("per_layer_config", None),  # what layers differ in is read from keys of their own
         as_built_in,
     ),
     rope_types=("proportional",),

@@ -155,6 +155,14 @@ class Drop:
     reason: str
 
 
+class Number(NamedTuple):
+    """A number that the checkpoint has in a tensor of each block and the file in a list: the whole metadata key, and
+    the tensor's name as in `Rule`."""
+
+    key: str
+    source: str
+
+
 @dataclass(frozen=True)
 class Architecture:
     """All that is particular to a family of models. A variant is `dataclasses.replace(OTHER, ...)`."""

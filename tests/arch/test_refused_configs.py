@@ -9,7 +9,7 @@ import pytest
 
 import tiny_models
 from ggufround.arch import find_architecture, outputs
-from ggufround.checkpoint.spec import Checkpoint
+from ggufround.checkpoint.spec import Checkpoint, TensorRef
 from ggufround.errors import InputError
 
 CASES: list[tuple[str, dict[str, Any], str]] = [
@@ -28,11 +28,29 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention is 'all'"),
     ("gemma4", {"layer_types": ["full_attention"]}, "expected a list of 6 kinds of attention"),
     ("gemma4", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_type is 'default'"),
+    ("gemma4", {"global_head_dim": None, "per_layer_config": {"0": {"head_dim": 9}}}, "per_layer_config is"),
     ("llama4", {"use_qk_norm": False}, "use_qk_norm is False; llama.cpp runs this model with True"),
     ("llama4", {"moe_layers": [0, 1]}, r"moe_layers is \[0, 1\]"),
     ("llama4", {"no_rope_layers": [1, 1, 1, 1]}, "no_rope_layers is"),
     ("llama4", {"attention_chunk_size": 64}, "attention_chunk_size is 64"),
 ]
+
+
+def test_gemma_4_may_state_its_wide_heads_layer_by_layer() -> None:
+    case = tiny_models.CASES["gemma4-moe"]
+    row = {"head_dim": 128, "num_key_value_heads": 1}
+    newer = {key: value for key, value in case.config.items() if "global" not in key} | {
+        "per_layer_config": {"1": row, "3": row}
+    }
+    made = [
+        outputs(find_architecture(config), Checkpoint("m", Path("m"), headers(case), config)).outputs
+        for config in (case.config, newer)
+    ]
+    assert [o.shape for o in made[0]] == [o.shape for o in made[1]]
+
+
+def headers(case: tiny_models.Tiny) -> dict[str, TensorRef]:
+    return {name: TensorRef(name, "BF16", shape, Path("x"), 0, 2) for name, shape in case.shapes.items()}
 
 
 @pytest.mark.parametrize(("name", "config", "message"), CASES)
