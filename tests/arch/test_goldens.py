@@ -32,6 +32,8 @@ DIFFERENCES = {
 }
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
+    "nemotron.rope.scaling.type": "the converter writes linear scaling twice; the first place counts",
+    "nemotron.rope.scaling.factor": "see above",
     "llama.rope.scaling.attn_factor": "see above",
     "phi3.rope.scaling.attn_factor": "the converter writes it while it makes tensors, before general.*",
 }
