@@ -6,7 +6,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import falcon_h1, gemma, llama, mamba, nemotron, olmo, phi, qwen
+from ggufround.arch import falcon_h1, gemma, llama, mamba, nemotron, nemotron_h, olmo, phi, qwen
+from ggufround.arch.config import flatten
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.likeness import resemblance
 from ggufround.arch.metadata import metadata
@@ -14,7 +15,7 @@ from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rul
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (llama, qwen, gemma, phi, olmo, mamba, falcon_h1, nemotron)
+FAMILIES = (llama, qwen, gemma, phi, olmo, mamba, falcon_h1, nemotron, nemotron_h)
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
 }
@@ -25,12 +26,14 @@ def find_architecture(config: Config, override: str | None = None) -> Architectu
     architecture, in any case). Raises UnsupportedError naming what is near."""
     name = _class_name(config) if override is None else override
     if override is None and name in ARCHITECTURES:
-        return ARCHITECTURES[name]
+        found = ARCHITECTURES[name]
+        return found.variant(flatten(config, found.defaults)) if found.variant else found
     # A GGUF name that several share ("llama") means the first of them.
     named = {key.lower(): value for key, value in reversed(ARCHITECTURES.items())}
     named |= {value.name: value for value in reversed(ARCHITECTURES.values())}
     if override is not None and name.lower() in named:
-        return named[name.lower()]
+        found = named[name.lower()]
+        return found.variant(flatten(config, found.defaults)) if found.variant else found
     known = [*ARCHITECTURES, *dict.fromkeys(value.name for value in ARCHITECTURES.values())]
     near = get_close_matches(name, known, 3, 0.5)
     raise UnsupportedError(

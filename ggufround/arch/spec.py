@@ -143,4 +143,6 @@ class Architecture:
     prefixes: tuple[str, ...] = ("model.", "language_model.", "text_model.")
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)  # words of shapes besides `SIZES`
     blocks: Callable[[Config], int] | None = None  # `{i}` counts to it; None: the config's number of layers
+    # The architecture that a config of these classes means, where they stand for several.
+    variant: Callable[[Config], Architecture] | None = None
     untunable: str = ""  # why the tuner cannot run it, if it cannot
