@@ -94,19 +94,23 @@ CONVOLUTION = (
     Rule("layers.{i}.mixer.conv1d.bias", "blk.{i}.ssm_conv1d.bias", "convolved"),
 )
 
+MIXER = (
+    *PROJECTIONS,
+    *CONVOLUTION,
+    Rule("layers.{i}.mixer.x_proj.weight", "blk.{i}.ssm_x.weight", "ssm_x inner"),
+    Rule("layers.{i}.mixer.dt_proj.weight", "blk.{i}.ssm_dt.weight", "inner dt_rank"),
+    Rule("layers.{i}.mixer.dt_proj.bias", "blk.{i}.ssm_dt.bias", "inner"),
+    Rule("layers.{i}.mixer.A_log", "blk.{i}.ssm_a", "inner state", via=decays),
+    Rule("layers.{i}.mixer.D", "blk.{i}.ssm_d", "inner"),
+)
+
 MAMBA = Architecture(
     name="mamba",
     classes=("MambaForCausalLM", "MambaLMHeadModel"),
     rules=(
         *ENDS,
         NORM,
-        *PROJECTIONS,
-        *CONVOLUTION,
-        Rule("layers.{i}.mixer.x_proj.weight", "blk.{i}.ssm_x.weight", "ssm_x inner"),
-        Rule("layers.{i}.mixer.dt_proj.weight", "blk.{i}.ssm_dt.weight", "inner dt_rank"),
-        Rule("layers.{i}.mixer.dt_proj.bias", "blk.{i}.ssm_dt.bias", "inner"),
-        Rule("layers.{i}.mixer.A_log", "blk.{i}.ssm_a", "inner state", via=decays),
-        Rule("layers.{i}.mixer.D", "blk.{i}.ssm_d", "inner"),
+        *MIXER,
     ),
     kvs=(
         KV("context_length", constant(u32(CONTEXT))),

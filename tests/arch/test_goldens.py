@@ -30,6 +30,12 @@ DIFFERENCES = {
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
 }
+DIFFERENCES |= {
+    ("jamba-dense", "jamba.expert_used_count"): (
+        Field(Kind.U32, 1),
+        "one expert means none, and two are used where config.json is silent; llama.cpp aborts on more used than it has",
+    ),
+}
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
     "nemotron.rope.scaling.type": "the converter writes linear scaling twice; the first place counts",
