@@ -6,7 +6,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from ggufround.arch import falcon_h1, gemma, jamba, llama, mamba, nemotron, nemotron_h, olmo, phi, qwen
+from ggufround.arch import falcon_h1, gemma, jamba, llama, mamba, nemotron, nemotron_h, olmo, phi, qwen, rwkv
 from ggufround.arch.config import flatten
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.likeness import resemblance
@@ -15,7 +15,7 @@ from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rul
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (llama, qwen, gemma, phi, olmo, mamba, falcon_h1, nemotron, nemotron_h, jamba)
+FAMILIES = (llama, qwen, gemma, phi, olmo, mamba, falcon_h1, nemotron, nemotron_h, jamba, rwkv)
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
 }

@@ -33,7 +33,7 @@ DIFFERENCES = {
 DIFFERENCES |= {
     ("jamba-dense", "jamba.expert_used_count"): (
         Field(Kind.U32, 1),
-        "one expert means none, and two are used where config.json is silent; llama.cpp aborts on more used than it has",
+        "one expert means none, yet two are used where config.json is silent; llama.cpp aborts on that",
     ),
 }
 # Keys that stand elsewhere in our file than in the converter's.
@@ -70,8 +70,9 @@ def evaluate(case: tiny_models.Tiny, output: Output) -> F32:
     for piece in output.pieces:
         stored = bf16_bits(tiny_models.weight(case, piece.source.name, piece.source.shape))
         rows = (stored.astype(np.uint32) << 16).view(np.float32).reshape(piece.source.rows, piece.source.columns)
-        for first in range(piece.first, piece.first + piece.rows, piece.granule):
-            slab = rows[first : first + piece.granule]
+        height = piece.read or piece.granule
+        for first in range(piece.first, piece.first + piece.source_rows, height):
+            slab = rows[first : first + height]
             parts.append(piece.via(slab) if piece.via else slab)
     return np.concatenate(parts).reshape(output.shape)
 

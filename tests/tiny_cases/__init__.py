@@ -1,5 +1,5 @@
 """Tiny models, a family or a few a file; each has its `CASES`."""
 
-from tiny_cases import falcon_h1, first, jamba, mamba, nemotron, nemotron_h
+from tiny_cases import falcon_h1, first, jamba, mamba, nemotron, nemotron_h, rwkv
 
-MODULES = (first, mamba, falcon_h1, nemotron, nemotron_h, jamba)
+MODULES = (first, mamba, falcon_h1, nemotron, nemotron_h, jamba, rwkv)
