@@ -21,7 +21,10 @@ from tiny_parts import weights as weights
 from tiny_parts import write as write
 
 CASES = {case.name: case for module in MODULES for case in module.CASES}
-TUNABLE = sorted(name for name, case in CASES.items() if not find_architecture(case.config).untunable)
+# transformers, with which models are tuned, wants a model_type.
+TUNABLE = sorted(
+    name for name, case in CASES.items() if "model_type" in case.config and not find_architecture(case.config).untunable
+)
 
 
 def wide() -> Tiny:

@@ -17,7 +17,7 @@ from ggufround.errors import InputError, UnsupportedError
 from ggufround.gguf_file import Field, Kind, f32, u32
 
 CONTEXT = 2**20  # a recurrent model has no limit; this is what the converter states
-UNTUNABLE = "its blocks hand a state from token to token, which the tuner does not follow"
+UNTUNABLE = "transformers multiplies with its dt_proj in a way that does not show what goes into it"
 
 D_MODEL = ("hidden_size", "d_model", "dim")
 
@@ -251,6 +251,7 @@ MAMBA2 = replace(
         "embd": d_model,
         **sizes2(d_inner2, n_head2, n_group, D_STATE2, D_CONV),
     },
+    untunable="",
 )
 
 FAMILY = (MAMBA, FALCON_MAMBA, MAMBA2)

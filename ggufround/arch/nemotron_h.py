@@ -12,7 +12,7 @@ from dataclasses import replace
 from ggufround.arch.checks import fixed
 from ggufround.arch.config import N_FF, head_dim, integer, n_embd, n_head, n_head_kv, number, shown, wrong
 from ggufround.arch.llama import ATTENTION, FEED_FORWARD, INTERLEAVED
-from ggufround.arch.mamba import CONTEXT, ENDS, MIXER2, NORM, UNTUNABLE, sized, sizes2, steps_unlimited
+from ggufround.arch.mamba import CONTEXT, ENDS, MIXER2, NORM, sized, sizes2, steps_unlimited
 from ggufround.arch.metadata import COMMON, constant, count, count_if_stated, replaced, without
 from ggufround.arch.spec import KV, Architecture, Config, Drop, Rule
 from ggufround.errors import UnsupportedError
@@ -165,7 +165,6 @@ NEMOTRON_H = Architecture(
         "shared_ff": lambda config: integer(config, "moe_shared_expert_intermediate_size"),
     },
     variant=variant,
-    untunable=UNTUNABLE,
 )
 
 

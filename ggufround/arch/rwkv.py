@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ggufround.arch.checks import fixed
 from ggufround.arch.config import integer, n_embd, n_layer, number, optional_integer, shown
-from ggufround.arch.mamba import CONTEXT, UNTUNABLE, sized
+from ggufround.arch.mamba import CONTEXT, sized
 from ggufround.arch.metadata import constant, real
 from ggufround.arch.nemotron import layer_norm
 from ggufround.arch.spec import F32, KV, Architecture, Config, Drop, Rule, Transform
@@ -159,7 +159,7 @@ RWKV7 = Architecture(
         "rank_v": RESIDUAL,
         "rank_g": GATE,
     },
-    untunable=UNTUNABLE,
+    untunable="transformers has no class for it, and code that comes with a model is never run",
 )
 
 FAMILY = (RWKV7,)

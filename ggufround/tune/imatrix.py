@@ -199,7 +199,8 @@ def collect_importance(
 
 
 def _notes(found: Mapping[str, Squares], outputs: Sequence[Output], process_output: bool) -> Iterator[str]:
-    absent = [o.name for o in outputs if o.name.startswith("blk.") and o.name not in found]
+    rounded = (o.name for o in outputs if o.name.startswith("blk.") and not o.float32)
+    absent = [name for name in rounded if name not in found]
     if absent:
         yield (
             f"nothing was collected for {len(absent)} tensors (first: {absent[0]}): transformers holds them in a form "

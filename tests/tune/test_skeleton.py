@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -58,13 +59,16 @@ def whole_model(case: tiny_models.Tiny, path: Path) -> Any:
     if case.loads:
         return classes.from_pretrained(path, dtype=torch.float32).eval()
     config = transformers.AutoConfig.from_pretrained(path).get_text_config()
-    config.tie_word_embeddings = True  # llama.cpp's rule where there is no head
-    network = classes.from_config(config, dtype=torch.float32)
     loader = pytest.importorskip("safetensors.torch")
     state = {n: t.float() for f in path.glob("*.safetensors") for n, t in loader.load_file(f).items()}
-    state = {n.removeprefix("language_model.").removeprefix("model."): t for n, t in state.items()}
-    assert not network.model.load_state_dict(state, strict=False).missing_keys
+    prefixes = re.compile(r"^(language_model\.|model\.|backbone\.)*")
+    state = {prefixes.sub("", n): t for n, t in state.items()}
+    config.tie_word_embeddings = "lm_head.weight" not in state  # llama.cpp's rule
+    network = classes.from_config(config, dtype=torch.float32)
+    assert not network.base_model.load_state_dict(state, strict=False).missing_keys
     network.tie_weights()
+    if not config.tie_word_embeddings:
+        network.lm_head.load_state_dict({"weight": state["lm_head.weight"]})
     return network.eval()
 
 
@@ -87,7 +91,7 @@ def expected(network: Any, ids: Any, pull: Any) -> tuple[Any, Any, Any]:
         received.append(args[0].detach().requires_grad_())
         return (received[0], *args[1:])
 
-    handle = network.model.layers[0].register_forward_pre_hook(leaf)
+    handle = network.base_model.layers[0].register_forward_pre_hook(leaf)
     logits = network(ids, use_cache=False).logits
     handle.remove()
     gradient = torch.autograd.grad((logits * pull).sum(), received[0])[0]
