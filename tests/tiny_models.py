@@ -23,7 +23,10 @@ from tiny_parts import write as write
 
 CASES = {case.name: case for module in MODULES for case in module.CASES}
 RUN = {name: case for name, case in CASES.items() if case.loads or case.proof != "loads"}  # by transformers
-TUNABLE = sorted(name for name, case in RUN.items() if not find_architecture(case.config).untunable)
+# transformers, with which models are tuned, wants a model_type.
+TUNABLE = sorted(
+    name for name, case in RUN.items() if "model_type" in case.config and not find_architecture(case.config).untunable
+)
 
 
 OTHER_PARTS = ("vision", "visual", "projector", "multi_modal", "connector", "mlp1", "image", "audio")
@@ -36,7 +39,7 @@ def of_text(name: str) -> bool:
 
 def text_name(name: str) -> str:
     """The tensor's name in the bare text model, whatever stands before it in a composite one."""
-    return re.sub(r"^(thinker\.)?(model\.)?(language_model\.|text_model\.)?(model\.)?", "", name)
+    return re.sub(r"^(thinker\.)?(backbone\.|model\.)?(language_model\.|text_model\.)?(model\.)?", "", name)
 
 
 def wide() -> Tiny:

@@ -36,6 +36,8 @@ def convert(directory: Path, outtype: str, file: Path, mmproj: bool) -> None:
         mmproj=mmproj,
     )
     ftype = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}[outtype]
+    if hasattr(model_class, "lerp_weights"):
+        model_class.lerp_weights = {}  # RWKV's outlives a conversion
     with torch.inference_mode():
         model = model_class(directory, ftype, file)
         model.set_vocab = lambda: None

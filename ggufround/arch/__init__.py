@@ -30,6 +30,7 @@ from ggufround.arch import (
     hunyuan,
     internlm,
     jais,
+    jamba,
     kimi,
     lfm2,
     llama,
@@ -39,11 +40,14 @@ from ggufround.arch import (
     minicpm,
     minimax,
     mistral,
+    nemotron,
+    nemotron_h,
     olmo,
     openelm,
     phi,
     qwen,
     qwen_linear,
+    rwkv,
     sparse,
     stablelm,
 )
@@ -95,6 +99,10 @@ FAMILIES = (
     diffusion,
     openelm,
     sparse,
+    nemotron,
+    nemotron_h,
+    jamba,
+    rwkv,
 )
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes
@@ -115,7 +123,8 @@ def find_architecture(config: Config, override: str | None = None) -> Architectu
     named = {key.lower(): value for key, value in reversed(ARCHITECTURES.items())}
     named |= {value.name: value for value in reversed(ARCHITECTURES.values())}
     if override is not None and name.lower() in named:
-        return named[name.lower()]
+        found = named[name.lower()]
+        return found.variant(flatten(config, found.defaults)) if found.variant else found
     known = [*ARCHITECTURES, *composite.CLASSES, *dict.fromkeys(value.name for value in ARCHITECTURES.values())]
     near = get_close_matches(name, known, 3, 0.5)
     raise UnsupportedError(

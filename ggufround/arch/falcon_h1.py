@@ -30,7 +30,7 @@ from ggufround.arch.config import (
     wrong,
 )
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD
-from ggufround.arch.mamba import CONVOLUTION, NORM2, PROJECTIONS, STATE2, UNTUNABLE, sized, sizes2, steps_unlimited
+from ggufround.arch.mamba import CONVOLUTION, NORM2, PROJECTIONS, STATE2, sized, sizes2, steps_unlimited
 from ggufround.arch.metadata import count, real
 from ggufround.arch.spec import F32, KV, Architecture, Config, Rule, Transform
 from ggufround.errors import UnsupportedError
@@ -208,7 +208,7 @@ FALCON_H1 = Architecture(
     checks=(activation("silu", "swish"), tied_alike, gated_first, steps_unlimited),
     rope_types=("default",),
     sizes=sizes2(d_inner, n_head_ssm, groups, state, lambda config: integer(config, "mamba_d_conv")),
-    untunable=UNTUNABLE,
+    untunable="its matrices are stored multiplied by numbers of the config, which the tuner does not follow",
 )
 
 FAMILY = (FALCON_H1,)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
+from ggufround.arch.config import flatten
 from ggufround.arch.layout import DROPS, outputs
 from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture
@@ -82,6 +83,8 @@ def _differences(arch: Architecture, kinds: Mapping[str, str]) -> tuple[list[str
 def _error(arch: Architecture, checkpoint: Checkpoint) -> str | None:
     """Why it cannot be converted as `arch`; None if it can."""
     try:
+        if arch.variant is not None:
+            arch = arch.variant(flatten(checkpoint.config, arch.defaults))
         metadata(arch, checkpoint, outputs(arch, checkpoint))
     except GgufroundError as error:
         return str(error)

@@ -17,7 +17,7 @@ from ggufround.errors import InputError, UnsupportedError
 from ggufround.gguf_file import Field, Kind, f32, u32
 
 CONTEXT = 2**20  # a recurrent model has no limit; this is what the converter states
-UNTUNABLE = "its blocks hand a state from token to token, which the tuner does not follow"
+UNTUNABLE = "transformers multiplies with its dt_proj in a way that does not show what goes into it"
 
 D_MODEL = ("hidden_size", "d_model", "dim")
 
@@ -94,19 +94,23 @@ CONVOLUTION = (
     Rule("layers.{i}.mixer.conv1d.bias", "blk.{i}.ssm_conv1d.bias", "convolved"),
 )
 
+MIXER = (
+    *PROJECTIONS,
+    *CONVOLUTION,
+    Rule("layers.{i}.mixer.x_proj.weight", "blk.{i}.ssm_x.weight", "ssm_x inner"),
+    Rule("layers.{i}.mixer.dt_proj.weight", "blk.{i}.ssm_dt.weight", "inner dt_rank"),
+    Rule("layers.{i}.mixer.dt_proj.bias", "blk.{i}.ssm_dt.bias", "inner"),
+    Rule("layers.{i}.mixer.A_log", "blk.{i}.ssm_a", "inner state", via=decays),
+    Rule("layers.{i}.mixer.D", "blk.{i}.ssm_d", "inner"),
+)
+
 MAMBA = Architecture(
     name="mamba",
     classes=("MambaForCausalLM", "MambaLMHeadModel"),
     rules=(
         *ENDS,
         NORM,
-        *PROJECTIONS,
-        *CONVOLUTION,
-        Rule("layers.{i}.mixer.x_proj.weight", "blk.{i}.ssm_x.weight", "ssm_x inner"),
-        Rule("layers.{i}.mixer.dt_proj.weight", "blk.{i}.ssm_dt.weight", "inner dt_rank"),
-        Rule("layers.{i}.mixer.dt_proj.bias", "blk.{i}.ssm_dt.bias", "inner"),
-        Rule("layers.{i}.mixer.A_log", "blk.{i}.ssm_a", "inner state", via=decays),
-        Rule("layers.{i}.mixer.D", "blk.{i}.ssm_d", "inner"),
+        *MIXER,
     ),
     kvs=(
         KV("context_length", constant(u32(CONTEXT))),
@@ -247,6 +251,7 @@ MAMBA2 = replace(
         "embd": d_model,
         **sizes2(d_inner2, n_head2, n_group, D_STATE2, D_CONV),
     },
+    untunable="",
 )
 
 FAMILY = (MAMBA, FALCON_MAMBA, MAMBA2)

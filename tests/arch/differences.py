@@ -19,6 +19,10 @@ DIFFERENCES = {
         Field(Kind.F32, 1000.0),
         "the converter leaves it out, and llama.cpp takes 10000",
     ),
+    ("jamba-dense", "jamba.expert_used_count"): (
+        Field(Kind.U32, 1),
+        "one expert means none, yet two are used where config.json is silent; llama.cpp aborts on that",
+    ),
     ("falcon-11b", "falcon.context_length"): (
         Field(Kind.U32, 8192),
         "the converter states the 2048 of the first models for all",
@@ -63,6 +67,8 @@ MORE = {
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
     "llama.rope.scaling.attn_factor": "see above",
+    "nemotron.rope.scaling.type": "the converter writes linear scaling twice; the first place counts",
+    "nemotron.rope.scaling.factor": "see above",
     "qwen35moe.rope.dimension_sections": "the converter writes one that the config leaves out last",
     "phimoe.rope.scaling.attn_factor": "as for phi3",
     "exaone.attention.layer_norm_rms_epsilon": "see above",

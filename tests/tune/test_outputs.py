@@ -61,12 +61,13 @@ def test_every_tensor_is_read_back_from_an_f32_file(name: str, tmp_path: Path, m
         for key in sorted(names):
             truth, found = tensor(key), their_tensor(key)
             assert found.shape == truth.shape, key
-            # 1 + weight - 1 loses what is below float32's last bit of 1
-            assert torch.allclose(found, truth, rtol=0, atol=6e-8 if case.zero_norms and "norm" in key else 0), key
+            # 1 + weight - 1 loses what is below float32's last bit of 1, a logarithm's exponential likewise
+            lossy = (case.zero_norms and "norm" in key) or key.endswith("A_log")
+            assert torch.allclose(found, truth, rtol=0, atol=6e-8 if lossy else 0), key
             if truth.dim() > 1:
                 count = truth.numel() // truth.shape[-1]
                 some = np.flatnonzero(draw.random(count) < 0.4)
-                assert torch.equal(their_rows(key, some), rows(key, some)), key
+                assert torch.allclose(their_rows(key, some), rows(key, some), rtol=0, atol=6e-8 if lossy else 0), key
                 assert their_rows(key, some[:0]).shape == (0, truth.shape[-1])
 
 

@@ -64,7 +64,7 @@ def whole_model(case: tiny_models.Tiny, path: Path) -> Any:
     state = {tiny_models.text_name(n): t for n, t in state.items()}
     config.tie_word_embeddings = "lm_head.weight" not in state  # llama.cpp's rule where there is no head
     network = classes.from_config(config, dtype=torch.float32)
-    assert not network.model.load_state_dict(state, strict=False).missing_keys
+    assert not network.base_model.load_state_dict(state, strict=False).missing_keys
     network.tie_weights()
     if not config.tie_word_embeddings:
         network.lm_head.weight = torch.nn.Parameter(state["lm_head.weight"])
