@@ -97,14 +97,16 @@ def _answer(script: str, asked: object) -> Any:
     return json.loads(answer[0][6:])
 
 
+# Leaves at once: a server that is taken down before its loop has begun waits for it forever.
 LOAD = """
-import sys
+import os, sys
 import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
 params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 128, 1, False, -1
 server = xllamacpp.Server(params)
-print("LOADED")
+print("LOADED", flush=True)
+os._exit(0)
 """
 
 

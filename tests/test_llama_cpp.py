@@ -87,7 +87,7 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
             made["gate"] = edited(good, folder / "gate.gguf", header, up, np.concatenate(np.split(matrix, 2)[::-1]))
     if "norm" in case.mistakes:
         kinds = ("attn_norm", "post_attention_norm", "attn_output_norm")
-        norm = next(n for kind in kinds if (n := f"blk.0.{kind}.weight") in header.tensors)
+        norm = next(n for layer in (0, 1) for kind in kinds if (n := f"blk.{layer}.{kind}.weight") in header.tensors)
         made["norm"] = edited(good, folder / "norm.gguf", header, norm, values(good, header, norm) - 1)
     return made
 
@@ -130,7 +130,10 @@ def pooled(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
     """transformers' vectors [prompt, embedding]: the last hidden states, pooled as the files beside the model say."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    network = transformers.AutoModel.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    config = transformers.AutoConfig.for_model(**{**case.config, **case.peer}) if case.peer else None
+    network = transformers.AutoModel.from_pretrained(
+        model, config=config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     pooling = json.loads(case.files["1_Pooling/config.json"])
     rows = []
     for prompt in PROMPTS:
@@ -138,6 +141,8 @@ def pooled(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
             states = network(torch.tensor([prompt])).last_hidden_state[0]
         first, last = pooling.get("pooling_mode_cls_token"), pooling.get("pooling_mode") == "lasttoken"
         rows.append(states[0] if first else states[-1] if last else states.mean(0))
+        for name in sorted(name for name in case.shapes if "_Dense." in name):
+            rows[-1] = torch.from_numpy(tiny_models.weight(case, name, case.shapes[name])).bfloat16().float() @ rows[-1]
     return torch.stack(rows).double().numpy()
 
 

@@ -38,6 +38,7 @@ class Tiny:
     zero_norms: bool = False
     shards: int = 1
     loads: bool = True  # transformers loads it; else a way of saving that only converters meet
+    peer: Mapping[str, Any] = field(default_factory=dict)  # the config in transformers' words, where they are others
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads"

@@ -50,7 +50,7 @@ def wordpiece(vocab: int) -> dict[str, Any]:
 
 
 def unigram_model(vocab: int, special: tuple[tuple[str, int], ...]) -> bytes:
-    """A SentencePiece unigram model: the special tokens with their types, then pieces, the more letters the likelier."""
+    """A SentencePiece unigram model: the special tokens with their types, then pieces, long ones likelier."""
 
     def varint(value: int) -> bytes:
         return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)

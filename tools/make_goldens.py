@@ -31,8 +31,9 @@ def convert(directory: Path, outtype: str, file: Path) -> None:
         get_model_architecture(ModelBase.load_hparams(directory, False), ModelType.TEXT)
     )
     ftype = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}[outtype]
+    getattr(model_class, "module_paths", []).clear()  # EmbeddingGemma's list lives as long as its class
     with torch.inference_mode():
-        model = model_class(directory, ftype, file)
+        model = model_class(directory, ftype, file, sentence_transformers_dense_modules=True)
         model.set_vocab = lambda: None
         model.write()
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from ggufround.arch.checks import activation, fixed
 from ggufround.arch.config import N_CONTEXT, integer, optional_integer, shown, wrong
-from ggufround.arch.metadata import COMMON, POOLED, constant, replaced, without
+from ggufround.arch.metadata import COMMON, POOLED, constant, count, replaced, without
 from ggufround.arch.spec import KV, Architecture, Config, Drop, Rule, Transform
 from ggufround.errors import UnsupportedError
-from ggufround.gguf_file import Field, Kind, array, boolean, f32, u32
+from ggufround.gguf_file import Field, Kind, array, boolean, f32, string, u32
 
 ENCODER = "it makes vectors of texts and predicts no next token"
 MASKED = tuple(
@@ -303,6 +303,70 @@ NOMIC = replace(
         no_experts,
     ),
 )
+# ModernBERT norms before each part instead, without biases; attention has a window in two layers of three.
+MODERN = Architecture(
+    name="modern-bert",
+    classes=("ModernBertModel", "ModernBertForMaskedLM"),
+    rules=(
+        Rule("embeddings.tok_embeddings.weight", "token_embd.weight", "vocab embd"),
+        Rule("embeddings.norm.weight", "token_embd_norm.weight", "embd"),
+        Rule("layers.{i}.attn_norm.weight", "blk.{i}.attn_norm.weight", "embd", where=lambda config, i: i > 0),
+        Rule("layers.{i}.attn.Wqkv.weight", "blk.{i}.attn_qkv.weight", "qkv embd"),
+        Rule("layers.{i}.attn.Wo.weight", "blk.{i}.attn_output.weight", "embd embd"),
+        Rule("layers.{i}.mlp_norm.weight", "blk.{i}.ffn_norm.weight", "embd"),
+        Rule("layers.{i}.mlp.Wi.weight", "blk.{i}.ffn_up.weight", "2ff embd"),
+        Rule("layers.{i}.mlp.Wo.weight", "blk.{i}.ffn_down.weight", "embd ff"),
+        Rule("final_norm.weight", "output_norm.weight", "embd"),
+    ),
+    kvs=(
+        *without(BERT.kvs, "rope.scaling.type"),
+        KV("attention.sliding_window", count("local_attention")),
+        KV("attention.sliding_window_pattern", count("global_attn_every_n_layers")),
+        KV("rope.scaling.type", constant(string("none"))),
+        KV("vocab_size", count("vocab_size")),
+        KV("hidden_activation", lambda config: string(config["hidden_activation"])),
+    ),
+    tokenizers=("bpe_cls",),
+    defaults={
+        "vocab_size": 50368,
+        "hidden_size": 768,
+        "intermediate_size": 1152,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 8192,
+        "hidden_activation": "gelu",
+        "norm_eps": 1e-5,
+        "layer_norm_eps": lambda config: config.get("norm_eps"),
+        "global_rope_theta": 160000.0,
+        "local_rope_theta": 10000.0,
+        "global_attn_every_n_layers": 3,
+        "local_attention": 128,
+        "classifier_pooling": "cls",
+    },
+    checks=(
+        activation("gelu", "silu"),
+        *(fixed(key, None, False) for key in ("norm_bias", "attention_bias", "mlp_bias")),
+    ),
+    rope_types=("default",),
+    drops=MASKED,
+    sizes={"labels": n_labels},
+    untunable=ENCODER,
+)
+# With a classifier behind the pooling: a matrix, GELU and a norm, then a matrix.
+MODERN_CLASSIFIER = replace(
+    MODERN,
+    classes=("ModernBertForSequenceClassification",),
+    rules=(
+        *MODERN.rules,
+        Rule("head.dense.weight", "cls.weight", "embd embd"),
+        Rule("head.norm.weight", "cls.norm.weight", "embd"),
+        Rule("classifier.weight", "cls.output.weight", "labels embd", bias=True),
+    ),
+    kvs=replaced(MODERN.kvs, KV("classifier.output_labels", all_labels)),
+    checks=(*MODERN.checks, fixed("classifier_activation", None, "gelu"), fixed("classifier_bias", None, False)),
+    drops=(),
+)
+
 FAMILY = (
     BERT,
     BERT_CLASSIFIER,
@@ -312,4 +376,6 @@ FAMILY = (
     XLM_ROBERTA_CLASSIFIER,
     DISTILBERT,
     NOMIC,
+    MODERN,
+    MODERN_CLASSIFIER,
 )

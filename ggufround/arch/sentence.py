@@ -66,6 +66,14 @@ def dense_size(folder: str, key: str) -> Any:
     return read
 
 
+def dense_features(config: Config, number: int, key: str) -> int:
+    return integer(config.get(DENSE, {}).get(f"{number}_Dense", {}), key)
+
+
+def has_dense(config: Config, layer: int, number: int) -> bool:
+    return f"{number}_Dense" in config.get(DENSE, {})
+
+
 def linear(config: Config) -> None:
     """llama.cpp runs a dense layer as a matrix alone."""
     layers: Mapping[str, Mapping[str, Any]] = config.get(DENSE, {})
@@ -73,6 +81,6 @@ def linear(config: Config) -> None:
         act = layer.get("activation_function", "torch.nn.modules.linear.Identity")
         if layer.get("bias") or not str(act).endswith(".Identity"):
             raise UnsupportedError(
-                f"{folder}: a dense layer with bias {layer.get('bias')} and the activation {shown(act)}; llama.cpp runs "
-                "it as a matrix alone"
+                f"{folder}: a dense layer with bias {layer.get('bias')} and the activation {shown(act)}; "
+                "llama.cpp runs it as a matrix alone"
             )

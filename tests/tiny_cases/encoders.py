@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tiny_parts import EMBD, FF, HEADS, LAYERS, VOCAB, Tiny
+from tiny_cases.first import GEMMA3, gemma_like
+from tiny_parts import EMBD, FF, HEADS, LAYERS, VOCAB, Tiny, config, llama_like
 
 CONTEXT = 96
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -34,15 +35,23 @@ def encoder(class_name: str, model_type: str, **further: Any) -> dict[str, Any]:
     return {key: value for key, value in (common | further).items() if value is not None}
 
 
-def pooled(mode: str) -> dict[str, str]:
-    """sentence-transformers' files for a pooling, the mode as old ones state it but for the last token's."""
+def pooled(mode: str, *dense: tuple[int, int]) -> dict[str, str]:
+    """sentence-transformers' files for a pooling, the mode as old ones state it but for the last token's, and for
+    dense layers of these numbers of inputs and outputs."""
     listed = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     ]
     old = {f"pooling_mode_{key}": key.startswith(mode) for key in ("cls_token", "mean_tokens", "max_tokens")}
     config = {"word_embedding_dimension": EMBD} | ({"pooling_mode": mode} if mode == "lasttoken" else old)
-    return {"modules.json": json.dumps(listed), "1_Pooling/config.json": json.dumps(config)}
+    files = {"1_Pooling/config.json": json.dumps(config)}
+    for number, (inputs, outputs) in enumerate(dense, 2):
+        listed.append({"path": f"{number}_Dense", "type": "sentence_transformers.models.Dense"})
+        files[f"{number}_Dense/config.json"] = json.dumps(
+            {"in_features": inputs, "out_features": outputs, "bias": False,
+             "activation_function": "torch.nn.modules.linear.Identity"}
+        )  # fmt: skip
+    return {"modules.json": json.dumps(listed), **files}
 
 
 def linear(name: str, rows: int, columns: int, bias: bool = True) -> Shapes:
@@ -106,11 +115,29 @@ def nomic_like() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def nomic_norms(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Norms of other names than most, near 1."""
-    if not name.endswith(("norm1.weight", "norm2.weight", "emb_ln.weight")):
-        return None
-    return 1 + np.random.default_rng(len(name)).standard_normal(shape) / 3
+def modern_like(layers: int, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}embeddings.tok_embeddings.weight": (VOCAB, EMBD),
+        f"{prefix}embeddings.norm.weight": (EMBD,),
+        f"{prefix}final_norm.weight": (EMBD,),
+    }
+    for i in range(layers):
+        block = f"{prefix}layers.{i}."
+        if i:
+            shapes[f"{block}attn_norm.weight"] = (EMBD,)
+        shapes |= dict(linear(f"{block}attn.Wqkv", 3 * EMBD, EMBD, False))
+        shapes |= dict(linear(f"{block}attn.Wo", EMBD, EMBD, False))
+        shapes[f"{block}mlp_norm.weight"] = (EMBD,)
+        shapes |= dict(linear(f"{block}mlp.Wi", 2 * FF, EMBD, False)) | dict(linear(f"{block}mlp.Wo", EMBD, FF, False))
+    return shapes
+
+
+def nomic_values(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Norms of other names than most, near 1; queries and keys so large that a wrong rotation shows."""
+    values = np.random.default_rng(len(name)).standard_normal(shape)
+    if name.endswith(("norm1.weight", "norm2.weight", "emb_ln.weight")):
+        return 1 + values / 3
+    return values * 2 / shape[-1] ** 0.5 if "Wqkv" in name else None
 
 
 BERT_HEAD = {
@@ -128,6 +155,20 @@ NOMIC = {
     "qkv_proj_bias": False, "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False,
     "max_trained_positions": 2048,
 }  # fmt: skip
+
+NOMIC_PEER = {
+    "hidden_size": EMBD, "intermediate_size": FF, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "hidden_act": "silu", "max_position_embeddings": 2048, "layer_norm_eps": 1e-12,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000},
+}  # fmt: skip
+
+MODERN = {
+    "hidden_act": None, "hidden_activation": "gelu", "num_hidden_layers": 5, "layer_norm_eps": 1e-5, "norm_eps": 1e-5,
+    "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "global_attn_every_n_layers": 3, "local_attention": 8,
+    "norm_bias": False, "attention_bias": False, "mlp_bias": False, "type_vocab_size": None,
+    "position_embedding_type": "absolute", "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MODERN_HEAD = {"head.dense.weight": (EMBD, EMBD), "head.norm.weight": (EMBD,)}
 
 CASES = (
     Tiny("bert", encoder("BertModel", "bert"), bert_like(), "wpm", files=pooled("mean"), proof="embedding",
@@ -152,5 +193,21 @@ CASES = (
          distilbert_like(), "wpm", files=pooled("mean"), proof="embedding", mistakes=("norm",)),
     Tiny("nomic-bert", encoder("NomicBertModel", "nomic_bert", **NOMIC) | {"rotary_emb_scale_base": None},
          nomic_like(), "wpm", files=pooled("mean"),
-         proof="embedding", special=nomic_norms),
+         proof="embedding", special=nomic_values, peer=NOMIC_PEER),
+    # transformers' class halves the window that the config states, and takes one more
+    Tiny("gemma-embedding",
+         config("Gemma3TextModel", "gemma3_text", use_bidirectional_attention=True, **GEMMA3 | {"sliding_window": 8}),
+         gemma_like(64, 7, True, "") | {"2_Dense.linear.weight": (192, EMBD), "3_Dense.linear.weight": (EMBD, 192)},
+         "spm", zero_norms=True, files=pooled("mean", (EMBD, 192), (192, EMBD)), proof="embedding"),
+    Tiny("qwen3-embedding", config("Qwen3ForCausalLM", "qwen3", head_dim=64, tie_word_embeddings=True, rope_theta=1e6),
+         llama_like(64, head=False, qk_norms=True), files=pooled("lasttoken"), proof="embedding"),
+    Tiny("modern-bert", encoder("ModernBertModel", "modernbert", **MODERN), modern_like(5), files=pooled("mean"),
+         proof="embedding", mistakes=("rope", "gate", "norm")),
+    Tiny("modern-bert-masked", encoder("ModernBertForMaskedLM", "modernbert", **MODERN),
+         modern_like(5, "model.") | MODERN_HEAD, files=pooled("cls"), proof="embedding",
+         mistakes=("rope", "gate", "norm"), loads=False),
+    Tiny("modern-bert-classifier",
+         encoder("ModernBertForSequenceClassification", "modernbert", classifier_pooling="mean",
+                 id2label={"0": "LABEL_0"}, **MODERN),
+         modern_like(5, "model.") | MODERN_HEAD | dict(linear("classifier", 1, EMBD)), proof="loads"),
 )  # fmt: skip
