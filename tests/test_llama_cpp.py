@@ -87,8 +87,18 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
             made["gate"] = edited(good, folder / "gate.gguf", header, up, np.concatenate(np.split(matrix, 2)[::-1]))
     if "norm" in case.mistakes:
         kinds = ("attn_norm", "post_attention_norm", "attn_output_norm")
-        norm = next(n for layer in (0, 1) for kind in kinds if (n := f"blk.{layer}.{kind}.weight") in header.tensors)
+        norm = next(
+            n
+            for side in ("", "enc.")
+            for layer in (0, 1)
+            for kind in kinds
+            if (n := f"{side}blk.{layer}.{kind}.weight") in header.tensors
+        )
         made["norm"] = edited(good, folder / "norm.gguf", header, norm, values(good, header, norm) - 1)
+    if "bias" in case.mistakes:
+        name = "enc.blk.0.attn_rel_b.weight"
+        zeros = np.zeros(header.tensors[name].nbytes // 4, np.float32)  # of whatever type it is
+        made["bias"] = edited(good, folder / "bias.gguf", header, name, zeros)
     return made
 
 
@@ -131,9 +141,9 @@ def pooled(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = transformers.AutoConfig.for_model(**{**case.config, **case.peer}) if case.peer else None
-    network = transformers.AutoModel.from_pretrained(
-        model, config=config, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    named = case.config["architectures"][0]
+    loader = getattr(transformers, named) if named.endswith("Model") else transformers.AutoModel
+    network = loader.from_pretrained(model, config=config, dtype=torch.float32, attn_implementation="eager").eval()
     pooling = json.loads(case.files["1_Pooling/config.json"])
     rows = []
     for prompt in PROMPTS:

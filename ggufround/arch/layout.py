@@ -72,6 +72,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
         check(config)
     dense = any("_Dense." in name for rule in arch.rules for name in _sources(rule))
     drops = (*DROPS, *arch.drops, *(() if dense else (sentence.DROP,)))
+    drops = tuple(drop for drop in drops if not drop.beside or drop.beside in checkpoint.tensors)
     reasons = {name: reason for name in checkpoint.tensors if (reason := _drop_reason(drops, name)) is not None}
     sources = _without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
     made: dict[str, Output] = {}

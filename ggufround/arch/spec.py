@@ -123,6 +123,7 @@ class Drop:
 
     pattern: str
     reason: str
+    beside: str = ""  # only where the checkpoint has this tensor too
 
 
 @dataclass(frozen=True)

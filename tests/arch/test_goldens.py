@@ -30,6 +30,11 @@ DIFFERENCES = {
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
     ("bert-classifier", "general.size_label"): (Field(Kind.STRING, "302K"), "the pooler counts, see MORE"),
+    ("t5-encoder", "t5encoder.attention.causal"): (
+        Field(Kind.BOOL, False),
+        "llama.cpp's server takes the encoder for a decoder without it",
+    ),
+    ("t5-encoder", "t5encoder.pooling_type"): (Field(Kind.U32, 1), "llama.cpp reads it for every architecture"),
     ("modern-bert-masked", "general.size_label"): (Field(Kind.STRING, "739K"), "some tensors do not count, see LESS"),
 }
 # Tensors that the converter leaves out, though llama.cpp has a place for them.
@@ -39,6 +44,10 @@ MORE = {
 # Tensors that only the converter writes.
 LESS = {
     "modern-bert-masked": {"cls.weight", "cls.norm.weight"},  # a part of the prediction of words, no classifier
+}
+# Tensors whose values differ.
+OTHER = {
+    "t5": {"dec.output_norm.weight"},  # a tied output is divided by the root of the embedding's size
 }
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
@@ -93,11 +102,14 @@ def test_tensors_equal_the_converters(case: tiny_models.Tiny, tmp_path: Path) ->
         assert values.dtype == np.float32
         digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
         found[output.name] = ["F32" if output.float32 else "F16", list(output.shape), digest]
+    other = OTHER.get(case.name, set())
     more, less = MORE.get(case.name, set()), LESS.get(case.name, set())
     expected = golden(case.name)["tensors"]
     assert more <= found.keys() - expected.keys()
     assert less <= expected.keys() - found.keys()
-    assert {n: row for n, row in found.items() if n not in more} == {n: r for n, r in expected.items() if n not in less}
+    assert all(found[n] != expected[n] and found[n][:2] == expected[n][:2] for n in other)
+    kept = {n: row for n, row in expected.items() if n not in less | other}
+    assert {n: row for n, row in found.items() if n not in more | other} == kept
 
 
 @pytest.mark.parametrize("case", tiny_models.CASES.values(), ids=lambda case: case.name)
