@@ -34,7 +34,7 @@ class Tiny:
     name: str
     config: dict[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
-    tokenizer: str = "bpe"  # or "spm", "wpm", "roberta", "xlmr", "t5"
+    tokenizer: str = "bpe"  # or "spm", "wpm", "roberta", "xlmr", "unigram", "t5"
     zero_norms: bool = False
     shards: int = 1
     loads: bool = True  # transformers loads it; else a way of saving that only converters meet
@@ -89,6 +89,12 @@ def write(case: Tiny, directory: Path, tensors: Mapping[str, np.ndarray] | None 
         special = (("<unk>", 2), ("<s>", 3), ("</s>", 3))
         (directory / "sentencepiece.bpe.model").write_bytes(tiny_words.unigram_model(VOCAB - 2, special))
         configured["tokenizer_class"] = "XLMRobertaTokenizer"
+    elif case.tokenizer == "unigram":
+        document = tiny_words.unigram_json(VOCAB, ("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+        (directory / "tokenizer.json").write_text(json.dumps(document))
+        configured = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "cls_token": "<s>"}
+        configured |= {"sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+        configured["tokenizer_class"] = "CamembertTokenizer"
     elif case.tokenizer == "t5":
         special = (("<pad>", 3), ("</s>", 3), ("<unk>", 2))
         (directory / "spiece.model").write_bytes(tiny_words.unigram_model(VOCAB, special))

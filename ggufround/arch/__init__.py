@@ -23,7 +23,8 @@ def find_architecture(config: Config, override: str | None = None) -> Architectu
     architecture, in any case). Raises UnsupportedError naming what is near."""
     name = _class_name(config) if override is None else override
     if override is None and name in ARCHITECTURES:
-        return ARCHITECTURES[name]
+        found = ARCHITECTURES[name]
+        return next((variant for when, variant in found.variants if when(config)), found)
     # A GGUF name that several share ("llama") means the first of them.
     named = {key.lower(): value for key, value in reversed(ARCHITECTURES.items())}
     named |= {value.name: value for value in reversed(ARCHITECTURES.values())}

@@ -6,12 +6,13 @@ conversion/bert.py for names, values and metadata; src/models/*bert*.cpp for wha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from ggufround.arch.checks import activation, fixed
-from ggufround.arch.config import N_CONTEXT, integer, optional_integer, shown, wrong
+from ggufround.arch.config import N_CONTEXT, integer, n_expert, optional_integer, shown, wrong
 from ggufround.arch.metadata import COMMON, POOLED, constant, count, replaced, without
 from ggufround.arch.spec import KV, Architecture, Config, Drop, Rule, Transform
 from ggufround.errors import UnsupportedError
@@ -94,7 +95,7 @@ EMBEDDINGS = (
 
 BERT = Architecture(
     name="bert",
-    classes=("BertModel", "BertForMaskedLM", "CamembertModel"),
+    classes=("BertModel", "BertForMaskedLM"),
     rules=(
         *EMBEDDINGS,
         Rule("embeddings.position_embeddings.weight", "position_embd.weight", "context embd"),
@@ -197,6 +198,9 @@ XLM_ROBERTA_CLASSIFIER = replace(
     kvs=ROBERTA_CLASSIFIER.kvs,
 )
 
+# RoBERTa with a unigram vocabulary of its own. (The converter takes it for BERT, positions from 0 and WordPiece.)
+CAMEMBERT = replace(XLM_ROBERTA, classes=("CamembertModel",), tokenizers=("unigram",))
+
 # Other names, no token types, an epsilon that no config states.
 DISTILBERT = replace(
     BERT,
@@ -261,9 +265,17 @@ def dense_layer(config: Config, layer: int) -> bool:
     return not has_experts(config, layer)
 
 
-def no_experts(config: Config) -> None:
-    if config.get("moe_every_n_layers"):
-        raise UnsupportedError("config.json: moe_every_n_layers is set; a Nomic BERT of experts cannot be converted")
+def expert_rows(config: Config) -> int:
+    return n_expert(config) * integer(config, "n_inner")
+
+
+def each_expert(config: Config) -> Iterable[tuple[int, int]]:
+    rows = integer(config, "n_inner")
+    return ((expert * rows, rows) for expert in range(n_expert(config)))
+
+
+def turned(config: Config) -> Transform:
+    return Transform(np.transpose, back=np.transpose)
 
 
 NOMIC_CHECKS = tuple(
@@ -300,9 +312,59 @@ NOMIC = replace(
         *NOMIC_CHECKS,
         fixed("activation_function", "swiglu"),
         *(fixed(key, None, False) for key in ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias")),
-        no_experts,
     ),
 )
+# Experts in every other layer, a plain feed-forward part in the others, biases, a unigram vocabulary.
+NOMIC_EXPERTS = replace(
+    NOMIC,
+    name="nomic-bert-moe",
+    classes=("NomicBertMoeModel",),  # the name to ask for it by; checkpoints say NomicBertModel
+    rules=(
+        *(rule for rule in NOMIC.rules if ".mlp." not in rule.source),
+        *(
+            replace(rule, where=dense_layer)
+            for rule in biased(
+                ("encoder.layers.{i}.mlp.fc1", "ffn_up", "ff embd"),
+                ("encoder.layers.{i}.mlp.fc2", "ffn_down", "embd ff"),
+            )
+        ),
+        Rule(
+            "encoder.layers.{i}.mlp.router.layer.weight",
+            "blk.{i}.ffn_gate_inp.weight",
+            "experts embd",
+            where=has_experts,
+        ),
+        Rule(
+            "encoder.layers.{i}.mlp.experts.mlp.w1",
+            "blk.{i}.ffn_up_exps.weight",
+            "expert_rows embd",
+            makes="experts ff embd",
+            where=has_experts,
+        ),
+        Rule(
+            "encoder.layers.{i}.mlp.experts.mlp.w2",
+            "blk.{i}.ffn_down_exps.weight",
+            "expert_rows embd",
+            via=turned,
+            runs=each_expert,
+            makes="experts embd ff",
+            where=has_experts,
+        ),
+    ),
+    kvs=(
+        *without(NOMIC.kvs, "expert_used_count"),
+        KV("moe_every_n_layers", count("moe_every_n_layers")),
+        KV("expert_used_count", count("moe_top_k")),
+    ),
+    tokenizers=("xlmr", "wpm"),
+    checks=(*NOMIC_CHECKS, fixed("activation_function", "gelu")),
+    drops=(
+        *NOMIC.drops,
+        Drop("*.mlp.experts.bias", "a bias of the experts together, which llama.cpp has no place for"),
+    ),
+    sizes={**NOMIC.sizes, "expert_rows": expert_rows},
+)
+NOMIC = replace(NOMIC, variants=((lambda config: bool(config.get("moe_every_n_layers")), NOMIC_EXPERTS),))
 # ModernBERT norms before each part instead, without biases; attention has a window in two layers of three.
 MODERN = Architecture(
     name="modern-bert",
@@ -374,8 +436,10 @@ FAMILY = (
     ROBERTA_CLASSIFIER,
     XLM_ROBERTA,
     XLM_ROBERTA_CLASSIFIER,
+    CAMEMBERT,
     DISTILBERT,
     NOMIC,
+    NOMIC_EXPERTS,
     MODERN,
     MODERN_CLASSIFIER,
 )

@@ -144,4 +144,6 @@ class Architecture:
     prefixes: tuple[str, ...] = ("model.", "language_model.", "text_model.")
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)  # words of shapes besides `SIZES`
     blocks: Callable[[Config], int] | None = None  # `{i}` counts to it; None: the config's number of layers
+    # (when, which): others that the same class name stands for, told by the config
+    variants: tuple[tuple[Callable[[Config], bool], Architecture], ...] = ()
     untunable: str = ""  # why the tuner cannot run it, if it cannot

@@ -13,6 +13,7 @@ Kinds, tried in the order that an architecture names; one whose files are absent
 - "wpm": WordPiece, tokenizer.json or vocab.txt
 - "ugm": a unigram model, tokenizer.model, spiece.model or tokenizer.json
 - "xlmr": XLM-RoBERTa's, sentencepiece.bpe.model or tokenizer.json
+- "unigram": the same, tokenizer.json alone
 - "rwkv": rwkv_vocab_v20230424.txt
 
 llama.cpp's converters in these terms: Llama, Mistral, Mixtral, Granite, SmolLM3 are ("tekken", "spm", "llama_hf",
@@ -36,7 +37,7 @@ from ggufround.tokenizer.spec import Vocab
 from ggufround.tokenizer.special import TOKEN_TYPES, special_fields
 from ggufround.tokenizer.spm import ADD_SPACE_PREFIX, load_gemma, load_phi3, load_spm
 from ggufround.tokenizer.tekken import load_tekken
-from ggufround.tokenizer.unigram import load_ugm, load_xlmr
+from ggufround.tokenizer.unigram import load_ugm, load_unigram, load_xlmr
 from ggufround.tokenizer.wordpiece import load_wpm
 
 Loader = Callable[[Files, str | None, int | None], Vocab | None]
@@ -52,12 +53,14 @@ KINDS: dict[str, Loader] = {
     "wpm": lambda files, pre, size: load_wpm(files, size),
     "ugm": lambda files, pre, size: load_ugm(files, size),
     "xlmr": lambda files, pre, size: load_xlmr(files, size),
+    "unigram": lambda files, pre, size: load_unigram(files, size),
     "rwkv": lambda files, pre, size: load_rwkv(files, size),
 }
 NEEDED = {
     "wpm": "a WordPiece tokenizer.json or vocab.txt",
     "ugm": "spiece.model or a Unigram tokenizer.json",
     "xlmr": "sentencepiece.bpe.model or a Unigram tokenizer.json",
+    "unigram": "a Unigram tokenizer.json",
     "rwkv": "rwkv_vocab_v20230424.txt",
 }
 CODE_LLAMA, SMALL_GRANITE = 32016, 49152  # vocabulary sizes by which llama.cpp's converter tells these two

@@ -47,7 +47,8 @@ def test_each_row_of_the_checkpoint_is_used_once_or_its_tensor_dropped(name: str
     made = layout(name)
     rows = {key: np.zeros(ref.rows, int) for key, ref in source.tensors.items()}
     for output in made.outputs:
-        assert sum(piece.rows * piece.source.columns for piece in output.pieces) in (0, np.prod(output.shape))
+        if not any(piece.read for piece in output.pieces):
+            assert sum(piece.rows * piece.source.columns for piece in output.pieces) in (0, np.prod(output.shape))
         for piece in output.pieces:
             assert piece.rows % piece.granule == 0
             rows[piece.source.name][piece.first : piece.first + piece.source_rows] += 1

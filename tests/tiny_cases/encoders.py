@@ -115,6 +115,21 @@ def nomic_like() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def nomic_experts() -> dict[str, tuple[int, ...]]:
+    """Experts in every second layer."""
+    shapes = {name: shape for name, shape in nomic_like().items() if ".mlp." not in name}
+    for i in range(LAYERS):
+        block = f"encoder.layers.{i}."
+        shapes |= {f"{block}attn.Wqkv.bias": (3 * EMBD,), f"{block}attn.out_proj.bias": (EMBD,)}
+        if i % 2 == 0:
+            shapes |= dict(linear(f"{block}mlp.fc1", FF, EMBD)) | dict(linear(f"{block}mlp.fc2", EMBD, FF))
+            continue
+        shapes |= dict(linear(f"{block}mlp.router.layer", 4, EMBD, False))
+        shapes |= {f"{block}mlp.experts.mlp.{w}": (4 * FF, EMBD) for w in ("w1", "w2")}
+        shapes[f"{block}mlp.experts.bias"] = (EMBD,)
+    return shapes
+
+
 def modern_like(layers: int, prefix: str = "") -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         f"{prefix}embeddings.tok_embeddings.weight": (VOCAB, EMBD),
@@ -186,6 +201,8 @@ CASES = (
          encoder("XLMRobertaForSequenceClassification", "xlm-roberta", id2label={"0": "LABEL_0"}, **ROBERTA),
          bert_like("roberta.", types=1, pooler=False) | dict(linear("classifier.dense", EMBD, EMBD))
          | dict(linear("classifier.out_proj", 1, EMBD)), "xlmr", proof="loads"),
+    Tiny("camembert", encoder("CamembertModel", "camembert", **ROBERTA), bert_like(types=1), "unigram",
+         files=pooled("mean"), proof="embedding", mistakes=("norm",)),
     Tiny("distilbert",
          encoder("DistilBertModel", "distilbert", hidden_size=None, intermediate_size=None, num_hidden_layers=None,
                  num_attention_heads=None, hidden_act=None, type_vocab_size=None, layer_norm_eps=None, dim=EMBD,
@@ -194,6 +211,13 @@ CASES = (
     Tiny("nomic-bert", encoder("NomicBertModel", "nomic_bert", **NOMIC) | {"rotary_emb_scale_base": None},
          nomic_like(), "wpm", files=pooled("mean"),
          proof="embedding", special=nomic_values, peer=NOMIC_PEER),
+    # transformers has no class for these experts
+    Tiny("nomic-bert-moe",
+         encoder("NomicBertModel", "nomic_bert", **NOMIC | {
+             "activation_function": "gelu", "n_positions": 2048, "qkv_proj_bias": True, "mlp_fc1_bias": True,
+             "mlp_fc2_bias": True, "moe_every_n_layers": 2, "moe_top_k": 2, "num_experts": 4, "rotary_emb_base": 10000,
+             "layer_norm_epsilon": 1e-5}) | {"rotary_emb_scale_base": None},
+         nomic_experts(), "unigram", files=pooled("mean"), special=nomic_values, proof="loads", loads=False),
     # transformers' class halves the window that the config states, and takes one more
     Tiny("gemma-embedding",
          config("Gemma3TextModel", "gemma3_text", use_bidirectional_attention=True, **GEMMA3 | {"sliding_window": 8}),
