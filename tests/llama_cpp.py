@@ -67,19 +67,21 @@ for path in asked["paths"]:
     params.n_batch = params.n_ubatch = 96
     params.cpuparams.n_threads = 1
     params.embedding, params.embd_normalize = True, -1
+    if asked["scores"]:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
     reply = server.handle_embeddings({"input": asked["prompts"], "embd_normalize": -1})
-    answers.append([row["embedding"] for row in sorted(reply["data"], key=lambda row: row["index"])])
+    answers.append([row["embedding"][:asked["scores"] or None] for row in sorted(reply["data"], key=lambda row: row["index"])])
     del server
 print("ANSWER" + json.dumps(answers))
 """
 
 
-def embeddings(paths: Sequence[Path], prompts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+def embeddings(paths: Sequence[Path], prompts: Sequence[Sequence[int]], scores: int = 0) -> NDArray[np.float64]:
     """[file, prompt, embedding]: the vectors that each prompt (token ids, taken as they are) is pooled to, of whatever
-    length they come out."""
-    asked = {"paths": [str(p) for p in paths], "prompts": [list(p) for p in prompts]}
+    length they come out; or, where a number of `scores` is given, so many outputs of the classifier."""
+    asked = {"paths": [str(p) for p in paths], "prompts": [list(p) for p in prompts], "scores": scores}
     return np.array(_answer(VECTORS, asked), np.float64)
 
 

@@ -170,3 +170,24 @@ def test_llama_cpp_makes_the_vectors_that_transformers_makes(name: str, tmp_path
     assert distance(found[0], truth) < TOLERANCE
     moved = {mistake: distance(row, truth) for mistake, row in zip(mistakes, found[1:], strict=True)}
     assert min(moved.values(), default=1) > 10 * TOLERANCE, moved
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(n for n, case in tiny_models.CASES.items() if case.proof == "scores"))
+def test_llama_cpp_classifies_as_transformers_does(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    case = tiny_models.CASES[name]
+    model = tiny_models.write(case, tmp_path / name)
+    good = tmp_path / "good.gguf"
+    convert(model, good, type="f32")
+    mistakes = broken(case, good, read_gguf(good), tmp_path)
+    loader = getattr(transformers, case.config["architectures"][0])
+    network = loader.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        truth = torch.stack([network(torch.tensor([p])).logits[0] for p in PROMPTS]).double().numpy()
+    found = embeddings([good, *mistakes.values()], PROMPTS, scores=truth.shape[1])
+    assert distance(found[0].T, truth.T) < TOLERANCE  # of each output's deviation over the prompts
+    moved = {mistake: distance(row.T, truth.T) for mistake, row in zip(mistakes, found[1:], strict=True)}
+    assert min(moved.values()) > 10 * TOLERANCE, moved

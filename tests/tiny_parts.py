@@ -41,7 +41,7 @@ class Tiny:
     peer: Mapping[str, Any] = field(default_factory=dict)  # the config in transformers' words, where they are others
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
-    proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads"
+    proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "scores", "loads"
     mistakes: tuple[str, ...] = ("rope", "gate", "norm")  # errors of a converter that must show in llama.cpp
 
 
