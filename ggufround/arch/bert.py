@@ -429,6 +429,29 @@ MODERN_CLASSIFIER = replace(
     drops=(),
 )
 
+# Jina's second: a bias by distance in place of positions, a gated feed-forward part, gate and up in one matrix.
+JINA2 = replace(
+    BERT,
+    name="jina-bert-v2",
+    classes=("JinaBertModel", "JinaBertForMaskedLM"),
+    rules=(
+        *(
+            rule
+            for rule in BERT.rules
+            if rule.to != "position_embd.weight" and not rule.to.startswith(("blk.{i}.ffn", "blk.{i}.layer"))
+        ),
+        Rule("encoder.layer.{i}.mlp.gated_layers.weight", "blk.{i}.ffn_up.weight", "2ff embd"),
+        *biased(("encoder.layer.{i}.mlp.wo", "ffn_down", "embd ff")),
+        *normed("encoder.layer.{i}.mlp.layernorm", "blk.{i}.layer_output_norm", old=False),
+    ),
+    checks=(
+        activation("gelu"),
+        fixed("position_embedding_type", "alibi"),
+        fixed("feed_forward_type", "geglu"),
+    ),
+    tokenizers=("wpm", "roberta"),
+)
+
 FAMILY = (
     BERT,
     BERT_CLASSIFIER,
@@ -440,6 +463,7 @@ FAMILY = (
     DISTILBERT,
     NOMIC,
     NOMIC_EXPERTS,
+    JINA2,
     MODERN,
     MODERN_CLASSIFIER,
 )

@@ -115,6 +115,27 @@ def nomic_like() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def jina_like() -> dict[str, tuple[int, ...]]:
+    """BERT's tensors, but positions, and a gated feed-forward part without a bias on its first matrix."""
+    left_out = ("position_embeddings", "intermediate", "pooler")
+    shapes = {name: shape for name, shape in bert_like().items() if not any(part in name for part in left_out)}
+    for i in range(LAYERS):
+        block = f"encoder.layer.{i}."
+        for kind in ("output.dense.weight", "output.dense.bias", "output.LayerNorm.weight", "output.LayerNorm.bias"):
+            del shapes[f"{block}{kind}"]
+        shapes |= dict(linear(f"{block}mlp.gated_layers", 2 * FF, EMBD, False)) | dict(
+            linear(f"{block}mlp.wo", EMBD, FF)
+        )
+        shapes |= dict(norm(f"{block}mlp.layernorm"))
+    return shapes
+
+
+def jina_values(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A norm of another name than most, near 1."""
+    drawn = np.random.default_rng(len(name)).standard_normal(shape)
+    return 1 + drawn / 3 if name.endswith("mlp.layernorm.weight") else None
+
+
 def nomic_experts() -> dict[str, tuple[int, ...]]:
     """Experts in every second layer."""
     shapes = {name: shape for name, shape in nomic_like().items() if ".mlp." not in name}
@@ -217,6 +238,10 @@ CASES = (
     Tiny("nomic-bert", encoder("NomicBertModel", "nomic_bert", **NOMIC) | {"rotary_emb_scale_base": None},
          nomic_like(), "wpm", files=pooled("mean"),
          proof="embedding", special=nomic_values, peer=NOMIC_PEER),
+    Tiny("jina-bert-v2",
+         encoder("JinaBertForMaskedLM", "bert", position_embedding_type="alibi", feed_forward_type="geglu"),
+         jina_like() | {"cls.predictions.bias": (VOCAB,)}, "wpm", files=pooled("mean"), special=jina_values,
+         proof="embedding", mistakes=("gate", "norm"), loads=False),
     # transformers has no class for these experts
     Tiny("nomic-bert-moe",
          encoder("NomicBertModel", "nomic_bert", **NOMIC | {
