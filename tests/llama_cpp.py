@@ -68,19 +68,21 @@ for path in asked["paths"]:
     params.n_batch = params.n_ubatch = 96
     params.cpuparams.n_threads = 1
     params.embedding, params.embd_normalize = True, -1
+    if asked["scores"]:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
     reply = server.handle_embeddings({"input": asked["prompts"], "embd_normalize": -1})
-    answers.append([row["embedding"] for row in sorted(reply["data"], key=lambda row: row["index"])])
+    answers.append([row["embedding"][:asked["scores"] or None] for row in sorted(reply["data"], key=lambda row: row["index"])])
     del server
 print("ANSWER" + json.dumps(answers))
 """
 
 
-def embeddings(paths: Sequence[Path], prompts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+def embeddings(paths: Sequence[Path], prompts: Sequence[Sequence[int]], scores: int = 0) -> NDArray[np.float64]:
     """[file, prompt, embedding]: the vectors that each prompt (token ids, taken as they are) is pooled to, of whatever
-    length they come out."""
-    asked = {"paths": [str(p) for p in paths], "prompts": [list(p) for p in prompts]}
+    length they come out; or, where a number of `scores` is given, so many outputs of the classifier."""
+    asked = {"paths": [str(p) for p in paths], "prompts": [list(p) for p in prompts], "scores": scores}
     return np.array(_answer(VECTORS, asked), np.float64)
 
 
@@ -173,10 +175,12 @@ os._exit(0)  # a server that was never asked anything may wait forever for its o
 
 
 def loads(path: Path) -> bool:
-    """Whether llama.cpp makes a context of the file."""
+    """Whether llama.cpp makes a context of the file. The server then tries to predict a token, which stops it where
+    there is a decoder that looks at an encoder: that is far enough."""
     command = [sys.executable, "-c", LOAD, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert "LOADED" in done.stdout, f"llama.cpp failed with {done.returncode}: {done.stderr[-2000:]}"
+    reached = "LOADED" in done.stdout or "llama_encode must be called first" in done.stderr
+    assert reached, f"llama.cpp failed with {done.returncode}: {done.stderr[-2000:]}"
     return True
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import tiny_models
 from ggufround import convert
 from ggufround.gguf_read import GGUFHeader, read_gguf
+from jina_reference import jina2
 from llama_cpp import embeddings, loads, log_probs
 
 pytestmark = [pytest.mark.peer, pytest.mark.torch]
@@ -109,11 +110,21 @@ def broken(case: tiny_models.Tiny, good: Path, header: GGUFHeader, folder: Path)
             made["gate"] = edited(good, folder / "gate.gguf", header, up, np.concatenate(np.split(matrix, 2)[::-1]))
     if "norm" in case.mistakes:
         kinds = ("attn_norm", "post_attention_norm", "attn_output_norm")
-        norm = next(n for kind in kinds if (n := f"blk.0.{kind}.weight") in header.tensors)
+        norm = next(
+            n
+            for side in ("", "enc.")
+            for layer in (0, 1)
+            for kind in kinds
+            if (n := f"{side}blk.{layer}.{kind}.weight") in header.tensors
+        )
         made["norm"] = edited(good, folder / "norm.gguf", header, norm, values(good, header, norm) - 1)
     if "state" in case.mistakes:  # the decays' logarithms instead of the decays
         key = next(n for n in header.tensors if n.endswith(".ssm_a"))
         made["state"] = edited(good, folder / "state.gguf", header, key, np.log(-values(good, header, key)))
+    if "bias" in case.mistakes:
+        name = "enc.blk.0.attn_rel_b.weight"
+        zeros = np.zeros(header.tensors[name].nbytes // 4, np.float32)  # of whatever type it is
+        made["bias"] = edited(good, folder / "bias.gguf", header, name, zeros)
     return made
 
 
@@ -158,7 +169,12 @@ def pooled(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
     """transformers' vectors [prompt, embedding]: the last hidden states, pooled as the files beside the model say."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    network = transformers.AutoModel.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    config = transformers.AutoConfig.for_model(**{**case.config, **case.peer}) if case.peer else None
+    if case.config.get("position_embedding_type") == "alibi":  # which transformers has no class for
+        return np.stack([jina2(case, prompt).mean(0) for prompt in PROMPTS])
+    named = case.config["architectures"][0]
+    loader = getattr(transformers, named) if named.endswith("Model") else transformers.AutoModel
+    network = loader.from_pretrained(model, config=config, dtype=torch.float32, attn_implementation="eager").eval()
     pooling = json.loads(case.files["1_Pooling/config.json"])
     rows = []
     for prompt in PROMPTS:
@@ -166,6 +182,8 @@ def pooled(case: tiny_models.Tiny, model: Path) -> NDArray[np.float64]:
             states = network(torch.tensor([prompt])).last_hidden_state[0]
         first, last = pooling.get("pooling_mode_cls_token"), pooling.get("pooling_mode") == "lasttoken"
         rows.append(states[0] if first else states[-1] if last else states.mean(0))
+        for name in sorted(name for name in case.shapes if "_Dense." in name):
+            rows[-1] = torch.from_numpy(tiny_models.weight(case, name, case.shapes[name])).bfloat16().float() @ rows[-1]
     return torch.stack(rows).double().numpy()
 
 
@@ -183,3 +201,24 @@ def test_llama_cpp_makes_the_vectors_that_transformers_makes(name: str, tmp_path
     assert distance(found[0], truth) < TOLERANCE
     moved = {mistake: distance(row, truth) for mistake, row in zip(mistakes, found[1:], strict=True)}
     assert min(moved.values(), default=1) > 10 * TOLERANCE, moved
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(n for n, case in tiny_models.CASES.items() if case.proof == "scores"))
+def test_llama_cpp_classifies_as_transformers_does(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    case = tiny_models.CASES[name]
+    model = tiny_models.write(case, tmp_path / name)
+    good = tmp_path / "good.gguf"
+    convert(model, good, type="f32")
+    mistakes = broken(case, good, read_gguf(good), tmp_path)
+    loader = getattr(transformers, case.config["architectures"][0])
+    network = loader.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        truth = torch.stack([network(torch.tensor([p])).logits[0] for p in PROMPTS]).double().numpy()
+    found = embeddings([good, *mistakes.values()], PROMPTS, scores=truth.shape[1])
+    assert distance(found[0].T, truth.T) < TOLERANCE  # of each output's deviation over the prompts
+    moved = {mistake: distance(row.T, truth.T) for mistake, row in zip(mistakes, found[1:], strict=True)}
+    assert min(moved.values()) > 10 * TOLERANCE, moved

@@ -35,11 +35,12 @@ class Tiny:
     name: str
     config: dict[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
-    tokenizer: str = "bpe"  # or "spm", "wpm", "roberta", "xlmr", "t5"
+    tokenizer: str = "bpe"  # or "spm", "wpm", "roberta", "xlmr", "unigram", "t5"
     tokens: tuple[str, ...] = ()  # special tokens at the end of the vocabulary of "bpe", in place of merged pairs
     zero_norms: bool = False
     shards: int = 1
     loads: bool = True  # transformers loads it; else a way of saving that only converters meet
+    peer: Mapping[str, Any] = field(default_factory=dict)  # the config in transformers' words, where they are others
     converts: bool = True  # llama.cpp's converter makes a file of it; else there is no golden, for the reason stated
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
     # The same weights in a model that transformers has, where it has not this one; or the config of such a model.
@@ -47,7 +48,7 @@ class Tiny:
     given: Callable[[int], dict[str, np.ndarray]] | None = None  # what transformers is told of so many tokens besides
     forward: Callable[[Any, Any, list[int]], np.ndarray] | None = None  # next-token logits, where no model has them
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
-    proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads", "vision"
+    proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "scores", "loads", "vision"
     mmproj: bool = False  # it has a vision part whose projector llama.cpp's converter writes
     # Makes of transformers' network what llama.cpp runs, where the two differ for a reason that is not the file's.
     altered: Callable[[Any], None] | None = None
@@ -121,6 +122,12 @@ def write(case: Tiny, directory: Path, tensors: Mapping[str, np.ndarray] | None 
         special = (("<unk>", 2), ("<s>", 3), ("</s>", 3))
         (directory / "sentencepiece.bpe.model").write_bytes(tiny_words.unigram_model(VOCAB - 2, special))
         configured["tokenizer_class"] = "XLMRobertaTokenizer"
+    elif case.tokenizer == "unigram":
+        document = tiny_words.unigram_json(VOCAB, ("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+        (directory / "tokenizer.json").write_text(json.dumps(document))
+        configured = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "cls_token": "<s>"}
+        configured |= {"sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+        configured["tokenizer_class"] = "CamembertTokenizer"
     elif case.tokenizer == "t5":
         special = (("<pad>", 3), ("</s>", 3), ("<unk>", 2))
         (directory / "spiece.model").write_bytes(tiny_words.unigram_model(VOCAB, special))

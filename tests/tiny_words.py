@@ -50,7 +50,7 @@ def wordpiece(vocab: int) -> dict[str, Any]:
 
 
 def unigram_model(vocab: int, special: tuple[tuple[str, int], ...]) -> bytes:
-    """A SentencePiece unigram model: the special tokens with their types, then pieces, the more letters the likelier."""
+    """A SentencePiece unigram model: the special tokens with their types, then pieces, long ones likelier."""
 
     def varint(value: int) -> bytes:
         return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
@@ -65,3 +65,21 @@ def unigram_model(vocab: int, special: tuple[tuple[str, int], ...]) -> bytes:
         for text, score, kind in rows
     )
     return body + chunk(2, b"\x18\x01") + chunk(3, chunk(1, b"identity"))
+
+
+def unigram_json(vocab: int, special: tuple[str, ...]) -> dict[str, Any]:
+    """tokenizer.json of a unigram model, the special tokens first."""
+    rows: list[tuple[str, float]] = [(text, 0.0) for text in special] + [("\u2581", -2.0)]
+    rows += [(text, -9.0 + 2 * len(text) - rank / 256) for rank, text in enumerate(pieces(vocab - len(rows)))]
+    around = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": number, "content": text, **FLAGS} for number, text in enumerate(special)],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, around]},
+        "post_processor": None,
+        "decoder": around,
+        "model": {"type": "Unigram", "unk_id": special.index("<unk>"), "vocab": [list(row) for row in rows]},
+    }

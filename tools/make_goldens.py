@@ -38,8 +38,9 @@ def convert(directory: Path, outtype: str, file: Path, mmproj: bool) -> None:
     ftype = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}[outtype]
     if hasattr(model_class, "lerp_weights"):
         model_class.lerp_weights = {}  # RWKV's outlives a conversion
+    getattr(model_class, "module_paths", []).clear()  # EmbeddingGemma's list lives as long as its class
     with torch.inference_mode():
-        model = model_class(directory, ftype, file)
+        model = model_class(directory, ftype, file, sentence_transformers_dense_modules=True)
         model.set_vocab = lambda: None
         model.write()
 

@@ -50,6 +50,7 @@ from ggufround.arch import (
     rwkv,
     sparse,
     stablelm,
+    t5,
 )
 from ggufround.arch.config import flatten
 from ggufround.arch.layout import keeps_float32, outputs
@@ -103,6 +104,7 @@ FAMILIES = (
     nemotron_h,
     jamba,
     rwkv,
+    t5,
 )
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for architecture in family.FAMILY for name in architecture.classes

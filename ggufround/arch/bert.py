@@ -6,16 +6,17 @@ conversion/bert.py for names, values and metadata; src/models/*bert*.cpp for wha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from ggufround.arch.checks import activation, fixed
-from ggufround.arch.config import N_CONTEXT, integer, optional_integer, shown, wrong
-from ggufround.arch.metadata import COMMON, POOLED, constant, replaced, without
+from ggufround.arch.config import N_CONTEXT, integer, n_expert, optional_integer, shown, wrong
+from ggufround.arch.metadata import COMMON, POOLED, constant, count, replaced, without
 from ggufround.arch.spec import KV, Architecture, Config, Drop, Rule, Transform
 from ggufround.errors import UnsupportedError
-from ggufround.gguf_file import Field, Kind, array, boolean, f32, u32
+from ggufround.gguf_file import Field, Kind, array, boolean, f32, string, u32
 
 ENCODER = "it makes vectors of texts and predicts no next token"
 MASKED = tuple(
@@ -94,7 +95,7 @@ EMBEDDINGS = (
 
 BERT = Architecture(
     name="bert",
-    classes=("BertModel", "BertForMaskedLM", "CamembertModel"),
+    classes=("BertModel", "BertForMaskedLM"),
     rules=(
         *EMBEDDINGS,
         Rule("embeddings.position_embeddings.weight", "position_embd.weight", "context embd"),
@@ -197,6 +198,9 @@ XLM_ROBERTA_CLASSIFIER = replace(
     kvs=ROBERTA_CLASSIFIER.kvs,
 )
 
+# RoBERTa with a unigram vocabulary of its own. (The converter takes it for BERT, positions from 0 and WordPiece.)
+CAMEMBERT = replace(XLM_ROBERTA, classes=("CamembertModel",), tokenizers=("unigram",))
+
 # Other names, no token types, an epsilon that no config states.
 DISTILBERT = replace(
     BERT,
@@ -261,9 +265,17 @@ def dense_layer(config: Config, layer: int) -> bool:
     return not has_experts(config, layer)
 
 
-def no_experts(config: Config) -> None:
-    if config.get("moe_every_n_layers"):
-        raise UnsupportedError("config.json: moe_every_n_layers is set; a Nomic BERT of experts cannot be converted")
+def expert_rows(config: Config) -> int:
+    return n_expert(config) * integer(config, "n_inner")
+
+
+def each_expert(config: Config) -> Iterable[tuple[int, int]]:
+    rows = integer(config, "n_inner")
+    return ((expert * rows, rows) for expert in range(n_expert(config)))
+
+
+def turned(config: Config) -> Transform:
+    return Transform(np.transpose, back=np.transpose)
 
 
 NOMIC_CHECKS = tuple(
@@ -300,9 +312,154 @@ NOMIC = replace(
         *NOMIC_CHECKS,
         fixed("activation_function", "swiglu"),
         *(fixed(key, None, False) for key in ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias")),
-        no_experts,
     ),
 )
+# Experts in every other layer, a plain feed-forward part in the others, biases, a unigram vocabulary.
+NOMIC_EXPERTS = replace(
+    NOMIC,
+    name="nomic-bert-moe",
+    classes=("NomicBertMoeModel",),  # the name to ask for it by; checkpoints say NomicBertModel
+    rules=(
+        *(rule for rule in NOMIC.rules if ".mlp." not in rule.source),
+        *(
+            replace(rule, where=dense_layer)
+            for rule in biased(
+                ("encoder.layers.{i}.mlp.fc1", "ffn_up", "ff embd"),
+                ("encoder.layers.{i}.mlp.fc2", "ffn_down", "embd ff"),
+            )
+        ),
+        Rule(
+            "encoder.layers.{i}.mlp.router.layer.weight",
+            "blk.{i}.ffn_gate_inp.weight",
+            "experts embd",
+            where=has_experts,
+        ),
+        Rule(
+            "encoder.layers.{i}.mlp.experts.mlp.w1",
+            "blk.{i}.ffn_up_exps.weight",
+            "expert_rows embd",
+            makes="experts ff embd",
+            where=has_experts,
+        ),
+        Rule(
+            "encoder.layers.{i}.mlp.experts.mlp.w2",
+            "blk.{i}.ffn_down_exps.weight",
+            "expert_rows embd",
+            via=turned,
+            runs=each_expert,
+            makes="experts embd ff",
+            where=has_experts,
+        ),
+    ),
+    kvs=(
+        *without(NOMIC.kvs, "expert_used_count"),
+        KV("moe_every_n_layers", count("moe_every_n_layers")),
+        KV("expert_used_count", count("moe_top_k")),
+    ),
+    tokenizers=("xlmr", "wpm"),
+    checks=(*NOMIC_CHECKS, fixed("activation_function", "gelu")),
+    drops=(
+        *NOMIC.drops,
+        Drop("*.mlp.experts.bias", "a bias of the experts together, which llama.cpp has no place for"),
+    ),
+    sizes={**NOMIC.sizes, "expert_rows": expert_rows},
+)
+
+
+def nomic(config: Config) -> Architecture:
+    """The one without experts, or the one with them, which goes by the same class name."""
+    return NOMIC_EXPERTS if config.get("moe_every_n_layers") else NOMIC_DENSE
+
+
+NOMIC_DENSE, NOMIC = NOMIC, replace(NOMIC, variant=nomic)
+
+# ModernBERT norms before each part instead, without biases; attention has a window in two layers of three.
+MODERN = Architecture(
+    name="modern-bert",
+    classes=("ModernBertModel", "ModernBertForMaskedLM"),
+    rules=(
+        Rule("embeddings.tok_embeddings.weight", "token_embd.weight", "vocab embd"),
+        Rule("embeddings.norm.weight", "token_embd_norm.weight", "embd"),
+        Rule("layers.{i}.attn_norm.weight", "blk.{i}.attn_norm.weight", "embd", where=lambda config, i: i > 0),
+        Rule("layers.{i}.attn.Wqkv.weight", "blk.{i}.attn_qkv.weight", "qkv embd"),
+        Rule("layers.{i}.attn.Wo.weight", "blk.{i}.attn_output.weight", "embd embd"),
+        Rule("layers.{i}.mlp_norm.weight", "blk.{i}.ffn_norm.weight", "embd"),
+        Rule("layers.{i}.mlp.Wi.weight", "blk.{i}.ffn_up.weight", "2ff embd"),
+        Rule("layers.{i}.mlp.Wo.weight", "blk.{i}.ffn_down.weight", "embd ff"),
+        Rule("final_norm.weight", "output_norm.weight", "embd"),
+    ),
+    kvs=(
+        *without(BERT.kvs, "rope.scaling.type"),
+        KV("attention.sliding_window", count("local_attention")),
+        KV("attention.sliding_window_pattern", count("global_attn_every_n_layers")),
+        KV("rope.scaling.type", constant(string("none"))),
+        KV("vocab_size", count("vocab_size")),
+        KV("hidden_activation", lambda config: string(config["hidden_activation"])),
+    ),
+    tokenizers=("bpe_cls",),
+    defaults={
+        "vocab_size": 50368,
+        "hidden_size": 768,
+        "intermediate_size": 1152,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 8192,
+        "hidden_activation": "gelu",
+        "norm_eps": 1e-5,
+        "layer_norm_eps": lambda config: config.get("norm_eps"),
+        "global_rope_theta": 160000.0,
+        "local_rope_theta": 10000.0,
+        "global_attn_every_n_layers": 3,
+        "local_attention": 128,
+        "classifier_pooling": "cls",
+    },
+    checks=(
+        activation("gelu", "silu"),
+        *(fixed(key, None, False) for key in ("norm_bias", "attention_bias", "mlp_bias")),
+    ),
+    rope_types=("default",),
+    drops=MASKED,
+    sizes={"labels": n_labels},
+    untunable=ENCODER,
+)
+# With a classifier behind the pooling: a matrix, GELU and a norm, then a matrix.
+MODERN_CLASSIFIER = replace(
+    MODERN,
+    classes=("ModernBertForSequenceClassification",),
+    rules=(
+        *MODERN.rules,
+        Rule("head.dense.weight", "cls.weight", "embd embd"),
+        Rule("head.norm.weight", "cls.norm.weight", "embd"),
+        Rule("classifier.weight", "cls.output.weight", "labels embd", bias=True),
+    ),
+    kvs=replaced(MODERN.kvs, KV("classifier.output_labels", all_labels)),
+    checks=(*MODERN.checks, fixed("classifier_activation", None, "gelu"), fixed("classifier_bias", None, False)),
+    drops=(),
+)
+
+# Jina's second: a bias by distance in place of positions, a gated feed-forward part, gate and up in one matrix.
+JINA2 = replace(
+    BERT,
+    name="jina-bert-v2",
+    classes=("JinaBertModel", "JinaBertForMaskedLM"),
+    rules=(
+        *(
+            rule
+            for rule in BERT.rules
+            if rule.to != "position_embd.weight" and not rule.to.startswith(("blk.{i}.ffn", "blk.{i}.layer"))
+        ),
+        Rule("encoder.layer.{i}.mlp.gated_layers.weight", "blk.{i}.ffn_up.weight", "2ff embd"),
+        *biased(("encoder.layer.{i}.mlp.wo", "ffn_down", "embd ff")),
+        *normed("encoder.layer.{i}.mlp.layernorm", "blk.{i}.layer_output_norm", old=False),
+    ),
+    checks=(
+        activation("gelu"),
+        fixed("position_embedding_type", "alibi"),
+        fixed("feed_forward_type", "geglu"),
+    ),
+    tokenizers=("wpm", "roberta"),
+)
+
 FAMILY = (
     BERT,
     BERT_CLASSIFIER,
@@ -310,6 +467,11 @@ FAMILY = (
     ROBERTA_CLASSIFIER,
     XLM_ROBERTA,
     XLM_ROBERTA_CLASSIFIER,
+    CAMEMBERT,
     DISTILBERT,
     NOMIC,
+    NOMIC_EXPERTS,
+    JINA2,
+    MODERN,
+    MODERN_CLASSIFIER,
 )

@@ -6,12 +6,14 @@ Sources: conversion/gemma.py for names, values and metadata; src/models/gemma*.c
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from ggufround.arch.checks import activation, fixed, query_scale, sliding_pattern
 from ggufround.arch.config import N_CONTEXT, N_EMBD, N_FF, N_HEAD, integer, n_head_kv, n_layer
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD
-from ggufround.arch.metadata import COMMON, count, real, real_if_stated, without
+from ggufround.arch.metadata import COMMON, POOLED, count, real, real_if_stated, replaced, without
 from ggufround.arch.qwen import HEAD_NORMS
+from ggufround.arch.sentence import dense_features, dense_size, has_dense, linear
 from ggufround.arch.spec import KV, Architecture, Config, Drop, Rule
 from ggufround.arch.transforms import norm_plus_one
 from ggufround.gguf_file import Field, u32
@@ -36,6 +38,7 @@ def window_if_any(config: Config) -> Field | None:
     return None if config.get("sliding_window_pattern") == 1 else u32(integer(config, "sliding_window"))
 
 
+BOTH_WAYS = fixed("use_bidirectional_attention", None, False)
 GEMMA2 = Architecture(
     name="gemma2",
     classes=("Gemma2ForCausalLM",),
@@ -136,10 +139,50 @@ GEMMA3 = replace(
         query_scale(layers_of_27b=62),
         sliding_pattern(6),
         fixed("attn_logit_softcapping", None),
-        fixed("use_bidirectional_attention", None, False),
+        BOTH_WAYS,
     ),
     rope_types=("default", "linear"),
     drops=VISION,
 )
 
-FAMILY = (GEMMA, GEMMA2, GEMMA3)
+# Gemma 3 that makes vectors of texts: attention in both directions, which the architecture's name says, and behind the
+# pooling two dense layers. Its file states the whole window, of which transformers' class takes a half to each side.
+EMBEDDING = replace(
+    GEMMA3,
+    name="gemma-embedding",
+    classes=("Gemma3TextModel",),
+    rules=(
+        *GEMMA3.rules,
+        *(
+            Rule(
+                f"{number}_Dense.linear.weight",
+                f"dense_{number}.weight",
+                f"{number}_out {number}_in",
+                where=partial(has_dense, number=number),
+            )
+            for number in (2, 3)
+        ),
+    ),
+    kvs=(
+        *replaced(GEMMA3.kvs, KV("attention.sliding_window", count("sliding_window"))),
+        *(
+            KV(f"dense_{number}_feat_{end}", dense_size(f"{number}_Dense", f"{end}_features"))
+            for number in (2, 3)
+            for end in ("in", "out")
+        ),
+        *POOLED,
+    ),
+    checks=(
+        *(check for check in GEMMA3.checks if check is not BOTH_WAYS),
+        fixed("use_bidirectional_attention", True),
+        linear,
+    ),
+    sizes={
+        f"{number}_{end}": partial(dense_features, number=number, key=f"{end}_features")
+        for number in (2, 3)
+        for end in ("in", "out")
+    },
+    untunable="it makes vectors of texts and predicts no next token",
+)
+
+FAMILY = (GEMMA, GEMMA2, GEMMA3, EMBEDDING)

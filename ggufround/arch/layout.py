@@ -98,6 +98,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
         check(config)
     dense = any("_Dense." in name for rule in arch.rules for name in _sources(rule))
     drops = (*DROPS, *arch.drops, *FOREIGN[arch.part], *(() if dense else (sentence.DROP,)))
+    drops = tuple(drop for drop in drops if not drop.beside or drop.beside in checkpoint.tensors)
     reasons = {name: reason for name in checkpoint.tensors if (reason := _drop_reason(drops, name)) is not None}
     if arch.beyond:
         reasons |= {name: arch.beyond for name in checkpoint.tensors if _layer(name) >= _blocks(arch, config)}

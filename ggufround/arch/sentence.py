@@ -24,7 +24,7 @@ DROP = Drop("*_Dense.linear.*", "a dense layer behind the pooling, which llama.c
 
 
 def modules(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Raises UnsupportedError for a pooling or a dense layer that llama.cpp has not."""
+    """What the files of the modules say, by the keys above; empty for a model without any."""
     found: dict[str, Any] = {}
     for name, path in checkpoint.files.items():
         folder = name.rpartition("/")[0]
@@ -34,16 +34,23 @@ def modules(checkpoint: Checkpoint) -> dict[str, Any]:
         if "in_features" in config:
             found.setdefault(DENSE, {})[folder] = config
         elif POOLING not in found:
-            mode = next((mode for key, mode in OLD_KEYS.items() if config.get(key)), config.get("pooling_mode"))
-            if mode not in TYPES:
-                raise UnsupportedError(f"{path}: llama.cpp knows no pooling but {', '.join(TYPES)}")
-            found[POOLING] = mode
+            found[POOLING] = next(
+                (mode for key, mode in OLD_KEYS.items() if config.get(key)), config.get("pooling_mode")
+            )
     return found
 
 
 def pooling_type(config: Config) -> Field | None:
-    mode = config.get(POOLING)
-    return None if mode is None else u32(TYPES[mode])
+    """Raises UnsupportedError for a pooling that llama.cpp has not."""
+    if POOLING not in config:
+        return None
+    mode = config[POOLING]
+    if mode not in TYPES:
+        raise UnsupportedError(
+            f"the pooling beside the model is {shown(mode)}; llama.cpp knows {', '.join(TYPES)}. Without modules.json "
+            "the model is converted without a pooling"
+        )
+    return u32(TYPES[mode])
 
 
 def classifier_pooling(config: Config) -> Field | None:
@@ -66,6 +73,14 @@ def dense_size(folder: str, key: str) -> Any:
     return read
 
 
+def dense_features(config: Config, number: int, key: str) -> int:
+    return integer(config.get(DENSE, {}).get(f"{number}_Dense", {}), key)
+
+
+def has_dense(config: Config, layer: int, number: int) -> bool:
+    return f"{number}_Dense" in config.get(DENSE, {})
+
+
 def linear(config: Config) -> None:
     """llama.cpp runs a dense layer as a matrix alone."""
     layers: Mapping[str, Mapping[str, Any]] = config.get(DENSE, {})
@@ -73,6 +88,6 @@ def linear(config: Config) -> None:
         act = layer.get("activation_function", "torch.nn.modules.linear.Identity")
         if layer.get("bias") or not str(act).endswith(".Identity"):
             raise UnsupportedError(
-                f"{folder}: a dense layer with bias {layer.get('bias')} and the activation {shown(act)}; llama.cpp runs "
-                "it as a matrix alone"
+                f"{folder}: a dense layer with bias {layer.get('bias')} and the activation {shown(act)}; "
+                "llama.cpp runs it as a matrix alone"
             )

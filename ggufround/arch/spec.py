@@ -153,14 +153,7 @@ class Drop:
 
     pattern: str
     reason: str
-
-
-class Number(NamedTuple):
-    """A number that the checkpoint has in a tensor of each block and the file in a list: the whole metadata key, and
-    the tensor's name as in `Rule`."""
-
-    key: str
-    source: str
+    beside: str = ""  # only where the checkpoint has this tensor too
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ def _open_directory(source: str, root: Path) -> Checkpoint:
     files = side_files(root, names)
     for name in module_files(root, files):
         if (found := module_path(root, name)) is None:
+            if module_path(root, name.replace("model.safetensors", "pytorch_model.bin")) is not None:
+                continue  # a pickle, which an architecture that needs the layer refuses as missing
             raise InputError(f"{source}: modules.json needs {name}, which is not there; download it")
         if name.endswith(".json"):
             files[name] = found

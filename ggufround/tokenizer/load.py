@@ -15,6 +15,7 @@ Kinds, tried in the order that an architecture names; one whose files are absent
 - "wpm": WordPiece, tokenizer.json or vocab.txt
 - "ugm": a unigram model, tokenizer.model, spiece.model or tokenizer.json
 - "xlmr": XLM-RoBERTa's, sentencepiece.bpe.model or tokenizer.json
+- "unigram": the same, tokenizer.json alone
 - "rwkv": rwkv_vocab_v20230424.txt
 - "glm", "glm4", "hunyuan": "bpe", and which tokens begin and end texts and turns
 - "kimi": tiktoken.model, byte-level BPE by ranks
@@ -43,7 +44,7 @@ from ggufround.tokenizer.special import TOKEN_TYPES, special_fields
 from ggufround.tokenizer.spm import ADD_SPACE_PREFIX, load_gemma, load_phi3, load_spm
 from ggufround.tokenizer.tekken import load_tekken
 from ggufround.tokenizer.tiktoken import load_kimi
-from ggufround.tokenizer.unigram import load_ugm, load_xlmr
+from ggufround.tokenizer.unigram import load_ugm, load_unigram, load_xlmr
 from ggufround.tokenizer.wordpiece import load_wpm
 
 Loader = Callable[[Files, str | None, int | None], Vocab | None]
@@ -62,6 +63,7 @@ KINDS: dict[str, Loader] = {
     "wpm": lambda files, pre, size: load_wpm(files, size),
     "ugm": lambda files, pre, size: load_ugm(files, size),
     "xlmr": lambda files, pre, size: load_xlmr(files, size),
+    "unigram": lambda files, pre, size: load_unigram(files, size),
     "rwkv": lambda files, pre, size: load_rwkv(files, size),
     "glm": load_glm,
     "glm4": load_glm4,
@@ -72,6 +74,7 @@ NEEDED = {
     "wpm": "a WordPiece tokenizer.json or vocab.txt",
     "ugm": "spiece.model or a Unigram tokenizer.json",
     "xlmr": "sentencepiece.bpe.model or a Unigram tokenizer.json",
+    "unigram": "a Unigram tokenizer.json",
     "rwkv": "rwkv_vocab_v20230424.txt",
 }
 CODE_LLAMA, SMALL_GRANITE = 32016, 49152  # vocabulary sizes by which llama.cpp's converter tells these two

@@ -69,6 +69,34 @@ def load_tekken(files: Files, vocab_size: int | None) -> Vocab | None:
     return Vocab("gpt2", "tekken", size, fields, notes=(note,))
 
 
+def as_document(files: Files) -> dict[str, Any]:
+    """The tokenizer.json that cuts text as tekken.json does."""
+    vocab = load_tekken(files, None)
+    assert vocab is not None
+    tokens, types = vocab.metadata[TOKENS].value, vocab.metadata[TYPES].value
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    pattern = {"Regex": at(read_json(files.paths, FILE), "config", "pattern")}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    cut = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": number, "content": text, **flags}
+            for number, (text, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind == TokenType.CONTROL
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, level]},
+        "post_processor": None,
+        "decoder": level,
+        "model": {
+            "type": "BPE",
+            "vocab": {text: number for number, text in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in vocab.metadata[MERGES].value],
+        },
+    }
+
+
 def _specials(document: Any, where: str) -> list[str]:
     """The special tokens by id: listed, or those of all early files, and stand-ins up to their stated number."""
     listed = items(document, "special_tokens")

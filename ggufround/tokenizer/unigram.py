@@ -49,6 +49,11 @@ def load_ugm(files: Files, vocab_size: int | None) -> Vocab | None:
     return _load_json(files, vocab_size, with_types=False)
 
 
+def load_unigram(files: Files, vocab_size: int | None) -> Vocab | None:
+    """CamemBERT's: tokenizer.json alone, since its SentencePiece model counts otherwise still."""
+    return _load_json(files, vocab_size, with_types=True)
+
+
 def load_xlmr(files: Files, vocab_size: int | None) -> Vocab | None:
     """XLM-RoBERTa's: sentencepiece.bpe.model (a unigram model in spite of its name), else tokenizer.json.
 

@@ -1,12 +1,13 @@
 """A checkpoint's tokenizer as the tuner needs it: text in, ids out. Nothing of the model is run.
 
-`tokenizers` reads tokenizer.json; sentencepiece reads tokenizer.model, the file that the GGUF vocabulary comes from,
+`tokenizers` reads tokenizer.json, and tekken.json as one; sentencepiece reads tokenizer.model, the file that the GGUF vocabulary comes from,
 for which transformers would want protobuf; and what has neither goes through transformers' AutoTokenizer: its own files
 only, no code of the model's.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from ggufround.errors import InputError
 from ggufround.gguf_file import Field
 from ggufround.tokenizer.files import read_bytes, read_files
 from ggufround.tokenizer.special import ID_KEYS, TEMPLATE, special_fields
+from ggufround.tokenizer.tekken import as_document
 
 _ADD_BOS = "tokenizer.ggml.add_bos_token"
 
@@ -43,6 +45,8 @@ def open_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
     """Raises InputError where there is no tokenizer, or none that can be read."""
     if "tokenizer.json" in checkpoint.files:
         read = _from_tokenizer_json(checkpoint)
+    elif "tekken.json" in checkpoint.files:
+        read = _from_tekken(checkpoint)
     elif "tokenizer.model" in checkpoint.files:
         read = _from_sentencepiece(checkpoint)
     else:
@@ -96,6 +100,22 @@ def _from_tokenizer_json(checkpoint: Checkpoint) -> _Read:
         return ids
 
     return _Read(encode, tokenizer.token_to_id, first is not None, first, None)
+
+
+def _from_tekken(checkpoint: Checkpoint) -> _Read:
+    """Mistral's own file, as the tokenizer.json that says the same."""
+    path = checkpoint.files["tekken.json"]
+    document = as_document(read_files(checkpoint))
+    try:
+        tokenizer: Any = tokenizers.Tokenizer.from_str(json.dumps(document))
+    except Exception as error:  # an expression that the library cannot read
+        raise InputError(f"{path} cannot be read as a tokenizer: {_line(error)}") from error
+
+    def encode(text: str) -> Sequence[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return _Read(encode, tokenizer.token_to_id, True, tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>"))
 
 
 def _from_other_files(checkpoint: Checkpoint) -> _Read:

@@ -11,6 +11,14 @@ DIFFERENCES = {
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
     ("bert-classifier", "general.size_label"): (Field(Kind.STRING, "302K"), "the pooler counts, see MORE"),
+    ("camembert", "general.size_label"): (Field(Kind.STRING, "285K"), "fewer positions"),
+    ("camembert", "bert.context_length"): (Field(Kind.U32, 94), "positions begin behind the padding token's"),
+    ("t5-encoder", "t5encoder.attention.causal"): (
+        Field(Kind.BOOL, False),
+        "llama.cpp's server takes the encoder for a decoder without it",
+    ),
+    ("t5-encoder", "t5encoder.pooling_type"): (Field(Kind.U32, 1), "llama.cpp reads it for every architecture"),
+    ("modern-bert-masked", "general.size_label"): (Field(Kind.STRING, "739K"), "some tensors do not count, see LESS"),
     ("gptneox-sequential", "gptneox.rope.freq_base"): (
         Field(Kind.F32, 1000.0),
         "the converter leaves it out, and llama.cpp takes 10000",
@@ -57,12 +65,18 @@ DIFFERENCES = {
 }
 # Tensors whose values or types differ from the converter's on purpose, and why.
 OTHER_VALUES = {
+    ("camembert", "position_embd.weight"): "without the rows that RoBERTa's kin does not use",
+    ("t5", "dec.output_norm.weight"): "a tied output is divided by the root of the embedding's size",
     ("dbrx", "blk.*.ffn_gate_inp.weight"): "a router is small and kept in F32, as the converter does for all others",
     ("baichuan2", "output.weight"): "the model divides the rows by their lengths, and llama.cpp does not",
 }
 # Tensors that the converter leaves out, though llama.cpp has a place for them.
 MORE = {
     "bert-classifier": {"cls.weight", "cls.bias"},  # BERT's pooler, without which a classifier sees other vectors
+}
+# Tensors that only the converter writes.
+LESS = {
+    "modern-bert-masked": {"cls.weight", "cls.norm.weight"},  # a part of the prediction of words, no classifier
 }
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {

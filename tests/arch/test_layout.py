@@ -24,7 +24,8 @@ def headers(
     """A tiny case's headers with keys of its config changed (None: null) and tensors added."""
     case = tiny_models.CASES[name]
     file = Path("model.safetensors")
-    shapes = {**case.shapes, **(extra or {})}
+    shapes = {k: v for k, v in case.shapes.items() if "_Dense." not in k}  # those come with files of their own
+    shapes |= extra or {}
     tensors = {key: TensorRef(key, "BF16", shape, file, 0, 2 * int(np.prod(shape))) for key, shape in shapes.items()}
     return Checkpoint("tiny", Path("tiny"), tensors, {**case.config, **(config or {})})
 

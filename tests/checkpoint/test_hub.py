@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,10 +55,10 @@ class FakeHub:
         for path in self.folder.rglob("*"):
             name = str(path.relative_to(self.folder))
             if path.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
-                assert "/" not in name
-                (blobs / name).write_bytes(path.read_bytes())
+                (root / name).parent.mkdir(exist_ok=True)
+                (blobs / name.replace("/", "-")).write_bytes(path.read_bytes())
                 if not (root / name).exists():
-                    (root / name).symlink_to(blobs / name)
+                    (root / name).symlink_to(blobs / name.replace("/", "-"))
                 self.fetched.append(name)
         return str(root)
 
@@ -86,6 +87,22 @@ def test_only_the_needed_files_are_fetched(hub: FakeHub) -> None:
         "model.safetensors.index.json",
         "tokenizer.json",
     ]
+
+
+def test_the_modules_that_sentence_transformers_lists_are_fetched(hub: FakeHub) -> None:
+    listed = [{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"},
+              {"path": "2_Dense", "type": "a.Dense"}, {"path": "3_Normalize", "type": "a.Normalize"}]  # fmt: skip
+    (hub.folder / "modules.json").write_text(json.dumps(listed))
+    write_checkpoint(hub.folder / "1_Pooling", {"never": TENSORS["a"]}, {"pooling_mode": "mean"})
+    write_checkpoint(hub.folder / "2_Dense", {"linear.weight": TENSORS["a"]}, {"in_features": 4})
+    write_checkpoint(hub.folder / "3_Normalize", {"never": TENSORS["a"]}, {})
+    found = open_checkpoint("org/name")
+    assert found.tensors.keys() == {*TENSORS, "2_Dense.linear.weight"}
+    assert {n for n in hub.fetched if "/" in n} == {
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+    }
 
 
 def test_a_model_of_one_file_is_fetched(hub: FakeHub) -> None:

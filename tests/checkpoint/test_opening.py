@@ -342,3 +342,33 @@ def test_a_damaged_model_is_opened_or_refused_but_nothing_else(
     finally:
         path.write_bytes(good)
     assert open_checkpoint(sharded).tensors.keys() == TENSORS.keys()
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ('{"a": 1}', "not a list"),
+        ("[1]", "not a list"),
+        ("[" + ",".join(["{}"] * 99) + "]", "at most 16 modules"),
+        ('[{"type": "x.Pooling"}]', "no path"),
+        ('[{"type": "x.Pooling", "path": "../1_Pooling"}]', "hostile"),
+        ('[{"type": "x.Pooling", "path": ""}]', "hostile"),
+        ('[{"type": "x.Pooling", "path": "1_Pooling"}]', "1_Pooling/config.json, which is not there"),
+        ("[", "not sound JSON"),
+    ],
+)
+def test_a_list_of_modules_that_is_damaged_or_leads_out_is_refused(listed: str, message: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "m", {"a": np.ones((2, 4), np.float32)}, {"x": 1})
+    write_checkpoint(tmp_path / "1_Pooling", {}, {"pooling_mode": "mean"})
+    (tmp_path / "m" / "modules.json").write_text(listed)
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(tmp_path / "m")
+
+
+def test_a_dense_module_that_is_a_pickle_is_passed_over(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {"a": np.ones((2, 4), np.float32)}, {"x": 1})
+    write_checkpoint(tmp_path / "2_Dense", {}, {"in_features": 4})
+    (tmp_path / "2_Dense" / "model.safetensors").unlink()
+    (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "modules.json").write_text('[{"type": "x.Dense", "path": "2_Dense"}]')
+    assert open_checkpoint(tmp_path).tensors.keys() == {"a"}

@@ -42,6 +42,7 @@ from tiny_cases import (
     rwkv,
     sparse,
     stablelm,
+    t5,
     vision,
 )
 
@@ -88,4 +89,5 @@ MODULES = (
     nemotron_h,
     jamba,
     rwkv,
+    t5,
 )

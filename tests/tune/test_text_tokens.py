@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import tiny_tokenizers
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import InputError
 from ggufround.tune.text_tokens import open_tokenizer
+from tiny_vocabularies import CASES as OTHERS
 
 TEXT = "The quick brown fox, and then\n\nmore of it: 12345 kennels. " * 5
 
@@ -114,3 +116,16 @@ def test_other_files_need_transformers(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match="other kinds of tokenizers, is not installed.*vocab.json"):
         open_tokenizer(tiny_tokenizers.CASES["vocab.json and merges.txt"].checkpoint(tmp_path))
+
+
+def test_a_tekken_json_is_cut_by_its_expression_and_ranks(tmp_path: Path) -> None:
+    case = OTHERS["tekken"]
+    read = open_tokenizer(case.checkpoint(tmp_path))
+    document = json.loads(case.files["tekken.json"])
+    first = document["config"]["default_num_special_tokens"]
+    tokens = [base64.b64decode(row["token_bytes"]) for row in document["vocab"]]
+    ids = read.encode("the weather</s>")
+    assert ids[-1] == read.eos == 2
+    assert b"".join(tokens[i - first] for i in ids[:-1]) == b"the weather"
+    assert len(ids) < 8  # merged
+    assert read.bos == 1
