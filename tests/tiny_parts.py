@@ -94,7 +94,7 @@ def merged_pairs() -> list[tuple[str, str]]:
 
 
 def bpe_tokenizer(more: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A byte-level BPE tokenizer.json in GPT-2's form: special tokens, 256 bytes, merged pairs, further special ones."""
+    """A byte-level BPE tokenizer.json in GPT-2's form: special tokens, bytes, merged pairs, further special ones."""
     merges = merged_pairs()[: len(merged_pairs()) - len(more)]
     tokens = [*SPECIAL, *byte_characters(), *("".join(pair) for pair in merges), *more]
     special = [*enumerate(SPECIAL), *enumerate(more, VOCAB - len(more))]

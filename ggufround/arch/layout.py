@@ -155,7 +155,8 @@ def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Confi
         for i in range(blocks if "{i}" in rule.to else 1):
             if rule.where is not None and not rule.where(config, i):
                 continue
-            sources = tuple(name.replace("{i}", str(i)) for name in _sources(rule))
+            number = rule.renumber(config, i) if rule.renumber else i
+            sources = tuple(name.replace("{i}", str(number)) for name in _sources(rule))
             to = rule.to.replace("{i}", str(i))
             yield replace(rule, source=sources, to=to), numbered[i]
             if rule.bias:

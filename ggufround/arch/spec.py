@@ -105,6 +105,7 @@ class Rule:
     where: Callable[[Config, int], bool] | None = None  # the blocks that have it; None: all
     runs: Callable[[Config], Iterable[tuple[int, int]]] | None = None  # (first row, rows) in the output's order
     makes: str = ""
+    renumber: Callable[[Config, int], int] | None = None  # the source's `{i}`, where it is not the output's block
     float32: bool = False  # llama.cpp's converter stores it in F32, whatever its name
 
 

@@ -64,6 +64,10 @@ def evaluate(case: tiny_models.Tiny, output: Output) -> F32:
     for piece in output.pieces:
         stored = bf16_bits(tiny_models.weight(case, piece.source.name, piece.source.shape))
         rows = (stored.astype(np.uint32) << 16).view(np.float32).reshape(piece.source.rows, piece.source.columns)
+        if piece.read:
+            assert piece.via is not None
+            parts.append(piece.via(rows[piece.first : piece.first + piece.read]))
+            continue
         for first in range(piece.first, piece.first + piece.rows, piece.granule):
             slab = rows[first : first + piece.granule]
             parts.append(piece.via(slab) if piece.via else slab)

@@ -20,8 +20,8 @@ import tiny_models
 from ggufround import convert
 from ggufround.gguf_read import GGUFHeader, read_gguf
 from llama_cpp import seen
-from tiny_cases.vision import IMAGE_TOKEN
 from pictures import normalised, picture, png
+from tiny_cases.vision import IMAGE_TOKEN
 
 pytestmark = [pytest.mark.peer, pytest.mark.torch]
 TOLERANCE = 0.002  # of the log-probabilities' standard deviation
@@ -67,11 +67,30 @@ def tiles(torch: Any, pixels: NDArray[np.float32], ids: list[int]) -> dict[str, 
     return {"pixel_values": torch.from_numpy(np.stack([pixels, pixels])[None])}
 
 
+def in_patches(side: int, merge: int = 2) -> Callable[..., dict[str, Any]]:
+    """Qwen-VL: rows of two equal frames' patches, four neighbours together."""
+
+    def inputs(torch: Any, pixels: NDArray[np.float32], ids: list[int]) -> dict[str, Any]:
+        rows, columns = pixels.shape[1] // side, pixels.shape[2] // side
+        parts = np.stack([pixels, pixels]).reshape(2, 3, rows // merge, merge, side, columns // merge, merge, side)
+        flat = parts.transpose(2, 5, 3, 6, 1, 0, 4, 7).reshape(rows * columns, -1)
+        return {
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(flat)),
+            "image_grid_thw": torch.tensor([[1, rows, columns]]),
+            "mm_token_type_ids": torch.tensor([[int(i == IMAGE_TOKEN) for i in ids]]),
+        }
+
+    return inputs
+
+
 FAKE = "<fake_token_around_image>"
 SIGHTS: dict[str, Sight] = {
     "llava": Sight((28, 28), (16,), change=class_token_last),
     "gemma3-vision": Sight((56, 56), ("<start_of_image>", 4, "<end_of_image>"), with_types),
     "idefics3": Sight((56, 56), (f"{FAKE}<row_1_col_1>", 4, "\n\n", FAKE, "<global-img>", 4, FAKE), tiles),
+    "qwen2-vl": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), in_patches(14)),
+    "qwen2.5-vl": Sight((140, 112), ("<|vision_start|>", 20, "<|vision_end|>"), in_patches(14)),
+    "qwen3-vl": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), in_patches(14)),
 }
 
 

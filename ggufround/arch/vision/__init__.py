@@ -8,11 +8,11 @@ from typing import Any
 
 from ggufround.arch.config import flatten
 from ggufround.arch.spec import Architecture, Config
-from ggufround.arch.vision import llava, siglip
+from ggufround.arch.vision import llava, qwen_vl, siglip
 from ggufround.arch.vision.parts import section
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (siglip,)
+FAMILIES = (siglip, qwen_vl)
 # By class name, and for classes that any tower may stand in by "class/model_type of vision_config".
 PROJECTORS: dict[str, Architecture] = {
     name: row for family in FAMILIES for row in family.FAMILY for name in row.classes
