@@ -22,7 +22,12 @@ from tiny_parts import weights as weights
 from tiny_parts import write as write
 
 CASES = {case.name: case for module in MODULES for case in module.CASES}
-TUNABLE = sorted(name for name, case in CASES.items() if not find_architecture(case.config).untunable)
+FOREIGN = ("internvl_chat",)  # model types that transformers does not know, so that the tuner refuses them
+TUNABLE = sorted(
+    name
+    for name, case in CASES.items()
+    if not find_architecture(case.config).untunable and case.config["model_type"] not in FOREIGN
+)
 
 
 OTHER_PARTS = ("vision", "visual", "projector", "multi_modal", "connector", "mlp1", "image", "audio")

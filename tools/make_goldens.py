@@ -85,7 +85,6 @@ def golden(case: Any, directory: Path, mmproj: bool = False) -> dict[str, Any]:
 def main() -> None:
     checkout, *names = sys.argv[1:]
     sys.path[:0] = [str(Path(checkout).resolve()), str(ROOT / "tests")]
-    import conversion
     import torch
     import transformers
 
@@ -103,7 +102,7 @@ def main() -> None:
     for name in names or cases:
         case = cases[name]
         write(f"{name}.json", made_with, case, False)
-        if case.config["architectures"][0] in conversion.MMPROJ_MODEL_MAP and case.mmproj:
+        if case.mmproj:
             write(f"{name}.mmproj.json", made_with, case, True)
 
 

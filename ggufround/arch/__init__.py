@@ -4,9 +4,9 @@ which metadata. A new model is a row in a family's file, or a file and a line he
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any
 
 from ggufround.arch import composite, gemma, llama, olmo, phi, qwen
+from ggufround.arch.config import NESTED
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.metadata import metadata
 from ggufround.arch.spec import Architecture, Config, Layout, Output, Piece, Rule
@@ -44,8 +44,8 @@ def find_architecture(config: Config, override: str | None = None) -> Architectu
 
 def _class_name(config: Config) -> str:
     """`architectures[0]` of the text model where the config is a composite one's, else of the model."""
-    text: Any = config.get("text_config")
-    for part in (text if isinstance(text, dict) else {}, config):
+    nested: Config = next((config[name] for name in NESTED if isinstance(config.get(name), dict)), {})
+    for part in (nested, config):
         names = part.get("architectures")
         if isinstance(names, list) and names and isinstance(names[0], str):
             return names[0]

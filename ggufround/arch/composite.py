@@ -20,6 +20,7 @@ CLASSES = (
     "LlavaNextForConditionalGeneration",
     "Idefics3ForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
+    "InternVLForConditionalGeneration",
 )
 
 

@@ -107,6 +107,7 @@ class Rule:
     makes: str = ""
     renumber: Callable[[Config, int], int] | None = None  # the source's `{i}`, where it is not the output's block
     float32: bool = False  # llama.cpp's converter stores it in F32, whatever its name
+    borrows: bool = False  # the source is of another part of the model; not all of it need be used
 
 
 Reader = Callable[[Config], Field | None]

@@ -32,6 +32,11 @@ DIFFERENCES = {
         "a stated attention_factor: the converter's key for it has no effect in llama.cpp",
     ),
 }
+# Tensors that our projectors have and the converter's lack, and why.
+BESIDE = {
+    ("pixtral", "v.token_embd.img_break"): "the converter looks for the embedding behind `language_model.`, whose "
+    "tensors it has left out by then; with it llama.cpp computes what transformers does",
+}
 # Keys that stand elsewhere in our file than in the converter's.
 OTHER_PLACE = {
     "llama.rope.scaling.attn_factor": "see above",
@@ -49,11 +54,15 @@ def checkpoint(case: tiny_models.Tiny, parent: Path) -> Checkpoint:
     root.mkdir()
     for name, text in case.files.items():
         (root / name).write_text(text)
+    files = {name: root / name for name in case.files}
+    if case.tokens:  # a projector may hold the embedding of one
+        files["tokenizer.json"] = root / "tokenizer.json"
+        files["tokenizer.json"].write_text(json.dumps(tiny_models.bpe_tokenizer(case.tokens)))
     tensors = {
         name: TensorRef(name, "BF16", shape, root / "model.safetensors", 0, 2 * int(np.prod(shape)))
         for name, shape in case.shapes.items()
     }
-    return Checkpoint(str(root), root, tensors, case.config, {name: root / name for name in case.files})
+    return Checkpoint(str(root), root, tensors, case.config, files)
 
 
 def evaluate(case: tiny_models.Tiny, output: Output) -> F32:
@@ -103,7 +112,8 @@ WITH_PROJECTOR = [case for case in tiny_models.CASES.values() if case.mmproj]
 def test_tensors_of_projectors_equal_the_converters(case: tiny_models.Tiny, tmp_path: Path) -> None:
     row, source = vision_part(checkpoint(case, tmp_path))
     found = {}
-    for output in outputs(row, source).outputs:
+    made = [output for output in outputs(row, source).outputs if (case.name, output.name) not in BESIDE]
+    for output in made:
         values = evaluate(case, output)
         if tower_type(output, "F32") == "F16":
             values = values.astype(np.float16).astype(np.float32)
