@@ -22,6 +22,8 @@ from tiny_parts import weights as weights
 from tiny_parts import write as write
 
 CASES = {case.name: case for module in MODULES for case in module.CASES}
+# Cases of projectors alone: their text models are converted as others.
+PROJECTORS = {case.name: case for module in MODULES for case in getattr(module, "PROJECTORS", ())}
 FOREIGN = ("internvl_chat",)  # model types that transformers does not know, so that the tuner refuses them
 TUNABLE = sorted(
     name

@@ -40,6 +40,7 @@ class Tiny:
     loads: bool = True  # transformers loads it; else a way of saving that only converters meet
     files: Mapping[str, str] = field(default_factory=dict)  # further small files: README.md, ...
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
+    arch: str | None = None  # what its text model is converted as, where its class is not known
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "loads", "vision"
     mmproj: bool = False  # it has a vision part whose projector llama.cpp's converter writes
     mistakes: tuple[str, ...] = ("rope", "gate", "norm")  # errors of a converter that must show in llama.cpp

@@ -98,10 +98,11 @@ def main() -> None:
         "tensors": "name: [type in an F16 file, shape (row-major), sha256 of the F32 data]",
     }
     GOLDENS.mkdir(parents=True, exist_ok=True)
-    cases = {case.name: case for module in MODULES for case in module.CASES}
+    cases = {case.name: case for module in MODULES for case in (*module.CASES, *getattr(module, "PROJECTORS", ()))}
     for name in names or cases:
         case = cases[name]
-        write(f"{name}.json", made_with, case, False)
+        if case.arch is None:
+            write(f"{name}.json", made_with, case, False)
         if case.mmproj:
             write(f"{name}.mmproj.json", made_with, case, True)
 

@@ -34,6 +34,7 @@ DIFFERENCES = {
 }
 # Tensors that our projectors have and the converter's lack, and why.
 BESIDE = {
+    ("mistral3-vision", "v.token_embd.img_break"): "see pixtral",
     ("pixtral", "v.token_embd.img_break"): "the converter looks for the embedding behind `language_model.`, whose "
     "tensors it has left out by then; with it llama.cpp computes what transformers does",
 }
@@ -105,12 +106,12 @@ def test_metadata_equals_the_converters(case: tiny_models.Tiny, tmp_path: Path) 
     assert [key for key in found if key not in OTHER_PLACE] == [key for key in expected if key not in OTHER_PLACE]
 
 
-WITH_PROJECTOR = [case for case in tiny_models.CASES.values() if case.mmproj]
+WITH_PROJECTOR = [case for case in (tiny_models.CASES | tiny_models.PROJECTORS).values() if case.mmproj]
 
 
 @pytest.mark.parametrize("case", WITH_PROJECTOR, ids=lambda case: case.name)
 def test_tensors_of_projectors_equal_the_converters(case: tiny_models.Tiny, tmp_path: Path) -> None:
-    row, source = vision_part(checkpoint(case, tmp_path))
+    row, source = vision_part(checkpoint(case, tmp_path), case.arch)
     found = {}
     made = [output for output in outputs(row, source).outputs if (case.name, output.name) not in BESIDE]
     for output in made:
@@ -124,7 +125,7 @@ def test_tensors_of_projectors_equal_the_converters(case: tiny_models.Tiny, tmp_
 
 @pytest.mark.parametrize("case", WITH_PROJECTOR, ids=lambda case: case.name)
 def test_metadata_of_projectors_equals_the_converters(case: tiny_models.Tiny, tmp_path: Path) -> None:
-    found = metadata(*vision_part(checkpoint(case, tmp_path)))
+    found = metadata(*vision_part(checkpoint(case, tmp_path), case.arch))
     expected = {key: field(*entry) for key, entry in golden(f"{case.name}.mmproj")["metadata"].items()}
     expected |= {key: value for (name, key), (value, _) in DIFFERENCES.items() if name == case.name}
     assert {key: comparable(value) for key, value in found.items()} == expected

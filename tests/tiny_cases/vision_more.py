@@ -5,16 +5,19 @@ from __future__ import annotations
 from tiny_cases.vision import (
     DEPTH,
     IMAGE_TOKEN,
+    LLAVA_MLP,
     SEEING,
     TOWER_HEADS,
     WIDE,
     WIDTH,
     below,
+    clip_tower,
     composite,
     layer_norm,
     linear,
     llava_text,
     preprocessor,
+    tower,
     tower_config,
 )
 from tiny_parts import EMBD, Shapes, Tiny, config, llama_like
@@ -72,7 +75,6 @@ def internvl_hf_tower(prefix: str) -> Shapes:
 
 PIXTRAL_TOKENS = ("[IMG_BREAK]", "[IMG_END]")
 PIXTRAL = tower_config("pixtral", image_size=112, patch_size=14, hidden_act="silu", head_dim=WIDTH // TOWER_HEADS)
-# Not among CASES: its text model is converted as plain Mistral, and the converter's name for it differs.
 MISTRAL3 = Tiny(
     "mistral3-vision",
     composite(
@@ -85,8 +87,11 @@ MISTRAL3 = Tiny(
     | {"multi_modal_projector.norm.weight": (WIDTH,),
        "multi_modal_projector.patch_merger.merging_layer.weight": (WIDTH, 4 * WIDTH),
        "multi_modal_projector.linear_1.weight": (EMBD, WIDTH), "multi_modal_projector.linear_2.weight": (EMBD, EMBD)},
-    files=preprocessor(patch_size=14), tokens=PIXTRAL_TOKENS, **SEEING,
+    files=preprocessor(patch_size=14), tokens=PIXTRAL_TOKENS, arch="MistralForCausalLM",
+    **SEEING,
 )  # fmt: skip
+
+PROJECTORS = (MISTRAL3,)
 
 CASES: tuple[Tiny, ...] = (
     Tiny(
@@ -133,5 +138,34 @@ CASES: tuple[Tiny, ...] = (
         | dict(linear("model.multi_modal_projector.linear_1", EMBD, 4 * WIDTH))
         | dict(linear("model.multi_modal_projector.linear_2", EMBD, EMBD)),
         files=preprocessor(size={"height": 56, "width": 56}), **SEEING,
+    ),
+    Tiny(
+        "llava-next",
+        composite(
+            "LlavaNextForConditionalGeneration", "llava_next",
+            config("MistralForCausalLM", "mistral", rope_theta=1e6, sliding_window=None),
+            tower_config("clip_vision_model", projection_dim=32),
+            image_token_index=IMAGE_TOKEN, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]],
+            vision_feature_layer=-2, vision_feature_select_strategy="default", tie_word_embeddings=False,
+        ),
+        llava_text() | dict(clip_tower("vision_tower.vision_model.")) | LLAVA_MLP | {"image_newline": (EMBD,)},
+        files=preprocessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+        proof="vision", loads=False, special=tower,
+    ),
+    Tiny(
+        "granite-vision",
+        composite(
+            "LlavaNextForConditionalGeneration", "llava_next",
+            config("GraniteForCausalLM", "granite", attention_multiplier=0.25, embedding_multiplier=3.0,
+                   residual_multiplier=0.5, logits_scaling=4.0, tie_word_embeddings=True),
+            tower_config("siglip_vision_model"),
+            image_token_index=IMAGE_TOKEN, image_grid_pinpoints=[[28, 56], [56, 28]],
+            vision_feature_layer=[-3, -1], vision_feature_select_strategy="full", tie_word_embeddings=True,
+        ),
+        llava_text(head=False) | dict(clip_tower("vision_tower.vision_model.", siglip=True))
+        | dict(linear("multi_modal_projector.linear_1", EMBD, 2 * WIDTH))
+        | dict(linear("multi_modal_projector.linear_2", EMBD, EMBD)) | {"image_newline": (EMBD,)},
+        files=preprocessor(size={"height": 28, "width": 28}),
+        proof="vision", loads=False, special=tower,
     ),
 )  # fmt: skip

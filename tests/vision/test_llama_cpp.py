@@ -23,11 +23,11 @@ from ggufround.planning import Options
 from llama_cpp import seen
 from pictures import normalised, picture, png
 from tiny_cases.vision import IMAGE_TOKEN
-from tiny_cases.vision_more import MISTRAL3
 
 pytestmark = [pytest.mark.peer, pytest.mark.torch]
 TOLERANCE = 0.004  # of the log-probabilities' standard deviation
 VOCAB = tiny_models.VOCAB
+ALL = tiny_models.CASES | tiny_models.PROJECTORS
 BEFORE, AFTER = "the rate", " of it"
 SEEDS = (1, 2)
 
@@ -169,10 +169,10 @@ def broken(good: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("name", sorted(SIGHTS))
 def test_llama_cpp_sees_what_transformers_sees(name: str, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    case, sight = (tiny_models.CASES | {MISTRAL3.name: MISTRAL3})[name], SIGHTS[name]
+    case, sight = ALL[name], SIGHTS[name]
     model = tiny_models.write(case, tmp_path / name)
     good, text = tmp_path / "mmproj.gguf", tmp_path / "text.gguf"
-    kinds = Options(("f32",), "rtn", arch="MistralForCausalLM" if case is MISTRAL3 else None)
+    kinds = Options(("f32",), "rtn", arch=case.arch)
     convert(model, text, options=kinds, mmproj=good, mmproj_type="f32")
     mistakes = broken(good)
     pictures = [png(picture(seed, *sight.size)) for seed in SEEDS]
@@ -187,14 +187,15 @@ def test_llama_cpp_sees_what_transformers_sees(name: str, tmp_path: Path) -> Non
 
 
 # Those whose towers are compared above under another class, or whose pictures llama.cpp resizes otherwise.
-ANSWERED = ("smolvlm",)
+ANSWERED = ("granite-vision", "internvl-chat", "llava-next", "smolvlm")
 
 
 @pytest.mark.parametrize("name", ANSWERED)
 def test_llama_cpp_answers_differently_to_different_pictures(name: str, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    model = tiny_models.write(tiny_models.CASES[name], tmp_path / name)
-    convert(model, tmp_path / "text.gguf", type="f32", mmproj=tmp_path / "mmproj.gguf")
+    model = tiny_models.write(ALL[name], tmp_path / name)
+    kinds = Options(("f32",), "rtn", arch=ALL[name].arch)
+    convert(model, tmp_path / "text.gguf", options=kinds, mmproj=tmp_path / "mmproj.gguf")
     pictures = [png(picture(seed, 120, 90)) for seed in SEEDS]
     found, _ = seen(tmp_path / "text.gguf", [tmp_path / "mmproj.gguf"], (BEFORE, AFTER), pictures, VOCAB)
     assert np.isfinite(found).all()
