@@ -38,6 +38,7 @@ class Sight(NamedTuple):
 
     size: tuple[int, int]  # width, height
     layout: tuple[str | int, ...]
+    tower: Callable[..., Any] | None = None  # of a case of a projector alone: makes embeddings of a picture
     inputs: Callable[[Any, NDArray[np.float32], list[int]], dict[str, Any]] = lambda torch, pixels, ids: {
         "pixel_values": torch.from_numpy(pixels)[None]
     }
@@ -98,23 +99,14 @@ def with_size(torch: Any, pixels: NDArray[np.float32], ids: list[int]) -> dict[s
 
 BREAK = "[IMG_BREAK]"
 FAKE = "<fake_token_around_image>"
-SIGHTS: dict[str, Sight] = {
-    "llava": Sight((28, 28), (16,), change=class_token_last),
-    "gemma3-vision": Sight((56, 56), ("<start_of_image>", 4, "<end_of_image>"), with_types),
-    "idefics3": Sight((56, 56), (f"{FAKE}<row_1_col_1>", 4, "\n\n", FAKE, "<global-img>", 4, FAKE), tiles),
-    "pixtral": Sight((56, 42), (4, BREAK, 4, BREAK, 4, "[IMG_END]"), with_size),
-    "mistral3-vision": Sight((112, 56), (4, BREAK, 4, "[IMG_END]"), with_size),
-    "internvl": Sight((56, 56), ("<img>", 4, "</img>"), change=positions_shifted),
-    "qwen2-vl": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), in_patches(14)),
-    "qwen2.5-vl": Sight((140, 112), ("<|vision_start|>", 20, "<|vision_end|>"), in_patches(14)),
-    "qwen3-vl": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), in_patches(14)),
-}
 
 
 def expected(model: Path, case: tiny_models.Tiny, sight: Sight) -> tuple[NDArray[np.float64], list[int]]:
     """transformers' log-probabilities [picture, token], in float32, and the tokens they are of."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    if sight.tower is not None:
+        return beside_llama(model, case, sight)
     network, info = transformers.AutoModelForImageTextToText.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
@@ -122,12 +114,7 @@ def expected(model: Path, case: tiny_models.Tiny, sight: Sight) -> tuple[NDArray
     assert not info["mismatched_keys"]
     if sight.change is not None:
         sight.change(torch, network)
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    ids = [
-        i
-        for part in (BEFORE, *sight.layout, AFTER)
-        for i in ([IMAGE_TOKEN] * part if isinstance(part, int) else tokenizer.encode(part).ids)
-    ]
+    ids = tokens_of(model, sight)
     processor = json.loads(case.files["preprocessor_config.json"])
     rows = []
     with torch.inference_mode():
@@ -136,6 +123,82 @@ def expected(model: Path, case: tiny_models.Tiny, sight: Sight) -> tuple[NDArray
             found = network.eval()(input_ids=torch.tensor([ids]), **inputs)
             rows.append(found.logits[0, -1, :VOCAB].log_softmax(-1))
     return torch.stack(rows).double().numpy(), ids
+
+
+def tokens_of(model: Path, sight: Sight) -> list[int]:
+    """The prompt's tokens, `IMAGE_TOKEN` for every embedding of the picture."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    return [
+        i
+        for part in (BEFORE, *sight.layout, AFTER)
+        for i in ([IMAGE_TOKEN] * part if isinstance(part, int) else tokenizer.encode(part).ids)
+    ]
+
+
+def beside_llama(model: Path, case: tiny_models.Tiny, sight: Sight) -> tuple[NDArray[np.float64], list[int]]:
+    """As `expected`, where a plain Llama stands in for the text model: transformers' tower and Llama by themselves."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    loader = pytest.importorskip("safetensors.torch")
+    state = {n: t.float() for n, t in loader.load_file(model / "model.safetensors").items()}
+    text = transformers.LlamaConfig(**case.config["text_config"] | {"tie_word_embeddings": True})
+    network = transformers.LlamaForCausalLM._from_config(text, dtype=torch.float32, attn_implementation="eager").eval()
+    plain = {tiny_models.text_name(n): t for n, t in state.items()}
+    assert not network.model.load_state_dict(plain, strict=False).missing_keys
+    network.tie_weights()
+    ids = tokens_of(model, sight)
+    processor = json.loads(case.files["preprocessor_config.json"])
+    rows = []
+    assert sight.tower is not None
+    with torch.inference_mode():
+        for seed in SEEDS:
+            embeddings = network.get_input_embeddings()(torch.tensor(ids))
+            pixels = normalised(picture(seed, *sight.size), processor)
+            embeddings[torch.tensor(ids) == IMAGE_TOKEN] = sight.tower(torch, transformers, case, state, pixels)
+            rows.append(network(inputs_embeds=embeddings[None]).logits[0, -1, :VOCAB].log_softmax(-1))
+    return torch.stack(rows).double().numpy(), ids
+
+
+def parts(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
+def llama4_tower(torch: Any, transformers: Any, case: tiny_models.Tiny, state: Any, pixels: Any) -> Any:
+    config = transformers.Llama4VisionConfig(**case.config["vision_config"])
+    tower = transformers.Llama4VisionModel._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    assert not tower.load_state_dict(parts(state, "vision_model."), strict=False).missing_keys
+    found = tower(torch.from_numpy(pixels)[None]).last_hidden_state[0]
+    # llama.cpp (tools/mtmd/models/llama4.cpp) leaves the last exchange of axes out: its tokens go column by column.
+    found = found.reshape(2, 2, -1).swapaxes(0, 1).reshape(4, -1)
+    return found @ state["multi_modal_projector.linear_1.weight"].T
+
+
+def glm4v_tower(torch: Any, transformers: Any, case: tiny_models.Tiny, state: Any, pixels: Any) -> Any:
+    module = transformers.models.glm4v.modeling_glm4v
+    config = transformers.models.glm4v.configuration_glm4v.Glm4vVisionConfig(**case.config["vision_config"])
+    tower = module.Glm4vVisionModel._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    assert not tower.load_state_dict(parts(state, "model.visual."), strict=False).missing_keys
+    inputs = in_patches(14)(torch, pixels, [])
+    return tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
+
+
+SIGHTS: dict[str, Sight] = {
+    "llava": Sight((28, 28), (16,), change=class_token_last),
+    "gemma3-vision": Sight((56, 56), ("<start_of_image>", 4, "<end_of_image>"), inputs=with_types),
+    "idefics3": Sight((56, 56), (f"{FAKE}<row_1_col_1>", 4, "\n\n", FAKE, "<global-img>", 4, FAKE), inputs=tiles),
+    "pixtral": Sight((56, 42), (4, BREAK, 4, BREAK, 4, "[IMG_END]"), inputs=with_size),
+    "mistral3-vision": Sight((112, 56), (4, BREAK, 4, "[IMG_END]"), inputs=with_size),
+    "internvl": Sight((56, 56), ("<img>", 4, "</img>"), change=positions_shifted),
+    "llama4-vision": Sight((56, 56), ("<|image_start|>", 4, "<|image_end|>"), tower=llama4_tower),
+    "glm4v-vision": Sight(
+        (112, 112),
+        ("<|begin_of_image|>", 16, "<|end_of_image|>"),
+        tower=glm4v_tower,
+        tolerance=0.02,  # llama.cpp's convolution that merges patches takes its inputs in F16
+    ),
+    "qwen2-vl": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), inputs=in_patches(14)),
+    "qwen2.5-vl": Sight((140, 112), ("<|vision_start|>", 20, "<|vision_end|>"), inputs=in_patches(14)),
+    "qwen3-vl": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), inputs=in_patches(14)),
+}
 
 
 def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -159,7 +222,7 @@ def broken(good: Path) -> dict[str, Path]:
     header = read_gguf(good)
     query = next(n for n in header.tensors if n.startswith("v.blk.0.attn_q") and n.endswith("weight"))
     return {
-        "patches turned": edited(good, header, "v.patch_embd.weight", lambda v: v.swapaxes(2, 3)),
+        "patches mirrored": edited(good, header, "v.patch_embd.weight", lambda v: v[..., ::-1]),
         "norm less one": edited(good, header, "v.blk.0.ln1.weight", lambda v: v - 1),
         "queries in another order": edited(good, header, query, lambda v: v[::-1]),
     }
@@ -187,7 +250,10 @@ def test_llama_cpp_sees_what_transformers_sees(name: str, tmp_path: Path) -> Non
 
 
 # Those whose towers are compared above under another class, or whose pictures llama.cpp resizes otherwise.
-ANSWERED = ("granite-vision", "internvl-chat", "llava-next", "smolvlm")
+ANSWERED = (
+    *("granite-vision", "internvl-chat", "llava-next", "smolvlm"),
+    *("glm4v-vision", "kimi-vl-vision", "llama4-vision"),
+)
 
 
 @pytest.mark.parametrize("name", ANSWERED)

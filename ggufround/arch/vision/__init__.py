@@ -8,11 +8,11 @@ from typing import Any
 
 from ggufround.arch.config import flatten
 from ggufround.arch.spec import Architecture, Config
-from ggufround.arch.vision import internvl, llava, pixtral, qwen_vl, siglip
+from ggufround.arch.vision import glm4v, internvl, kimi_vl, llama4, llava, pixtral, qwen_vl, siglip
 from ggufround.arch.vision.parts import section
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (siglip, qwen_vl, internvl)
+FAMILIES = (siglip, qwen_vl, internvl, llama4, glm4v, kimi_vl)
 # By class name, and for classes that any tower may stand in by "class/model_type of vision_config".
 TOWERS = {**llava.FAMILY, "pixtral": pixtral.FAMILY}
 PROJECTORS: dict[str, Architecture] = {
