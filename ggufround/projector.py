@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ggufround import arch
 from ggufround.arch.spec import Output
 from ggufround.checkpoint.json_file import read_json
-from ggufround.checkpoint.members import CONFIG_LIMIT
+from ggufround.checkpoint.members import CONFIG_LIMIT, SIDE_FILES
 from ggufround.checkpoint.reading import check_readable
 from ggufround.checkpoint.spec import Checkpoint
 from ggufround.errors import UsageError
@@ -38,6 +39,22 @@ def processor(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return merged
 
 
+def token(checkpoint: Checkpoint, content: str) -> int | None:
+    """The id of an added token; None where the tokenizer has none of that content."""
+    if "tokenizer_config.json" in checkpoint.files:
+        added = read_json(checkpoint.files["tokenizer_config.json"], SIDE_FILES["tokenizer_config.json"])
+        entries = added.get("added_tokens_decoder")
+        for text, entry in (entries if isinstance(entries, dict) else {}).items():
+            if text.isdecimal() and isinstance(entry, dict) and entry.get("content") == content:
+                return int(text)
+    if "tokenizer.json" in checkpoint.files:
+        found = read_json(checkpoint.files["tokenizer.json"], SIDE_FILES["tokenizer.json"]).get("added_tokens")
+        for entry in found if isinstance(found, list) else ():
+            if isinstance(entry, dict) and entry.get("content") == content and isinstance(entry.get("id"), int):
+                return int(entry["id"])
+    return None
+
+
 def tower_type(output: Output, kind: str) -> str:
     """The type of an output in a projector file of the type `kind`, as llama.cpp's converter chooses it."""
     if output.name in ALWAYS_F16:
@@ -51,7 +68,7 @@ def vision_part(checkpoint: Checkpoint, architecture: str | None = None) -> tupl
     """The projector's rows, and the checkpoint with the config that they are read with."""
     row = arch.find_projector(checkpoint.config)
     text = arch.find_architecture(checkpoint.config, architecture)
-    config = arch.projector_config(checkpoint.config, text, processor(checkpoint))
+    config = arch.projector_config(checkpoint.config, text, processor(checkpoint), partial(token, checkpoint))
     return row, replace(checkpoint, config=config)
 
 

@@ -22,10 +22,15 @@ from tiny_parts import weights as weights
 from tiny_parts import write as write
 
 CASES = {case.name: case for module in MODULES for case in module.CASES}
+# Cases of projectors alone: their text models are converted as others.
+PROJECTORS = {case.name: case for module in MODULES for case in getattr(module, "PROJECTORS", ())}
+FOREIGN = ("internvl_chat",)  # model types that transformers does not know, so that the tuner refuses them
 RUN = {name: case for name, case in CASES.items() if case.loads or case.proof != "loads"}  # by transformers
 # transformers, with which models are tuned, wants a model_type.
 TUNABLE = sorted(
-    name for name, case in RUN.items() if "model_type" in case.config and not find_architecture(case.config).untunable
+    name
+    for name, case in RUN.items()
+    if case.config.get("model_type", FOREIGN[0]) not in FOREIGN and not find_architecture(case.config).untunable
 )
 
 

@@ -48,6 +48,7 @@ class Tiny:
     given: Callable[[int], dict[str, np.ndarray]] | None = None  # what transformers is told of so many tokens besides
     forward: Callable[[Any, Any, list[int]], np.ndarray] | None = None  # next-token logits, where no model has them
     special: Callable[[str, tuple[int, ...]], np.ndarray | None] | None = None  # a tensor's values; None: as others
+    arch: str | None = None  # what its text model is converted as, where its class is not known
     proof: str = "causal"  # against llama.cpp: next-token probabilities; or "embedding", "scores", "loads", "vision"
     mmproj: bool = False  # it has a vision part whose projector llama.cpp's converter writes
     # Makes of transformers' network what llama.cpp runs, where the two differ for a reason that is not the file's.
@@ -152,7 +153,7 @@ def merged_pairs() -> list[tuple[str, str]]:
 
 
 def bpe_tokenizer(more: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A byte-level BPE tokenizer.json in GPT-2's form: special tokens, 256 bytes, merged pairs, further special ones."""
+    """A byte-level BPE tokenizer.json in GPT-2's form: special tokens, bytes, merged pairs, further special ones."""
     merges = merged_pairs()[: len(merged_pairs()) - len(more)]
     tokens = [*SPECIAL, *byte_characters(), *("".join(pair) for pair in merges), *more]
     special = [*enumerate(SPECIAL), *enumerate(more, VOCAB - len(more))]

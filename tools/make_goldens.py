@@ -92,13 +92,17 @@ def golden(case: Any, directory: Path, mmproj: bool = False) -> dict[str, Any]:
 def main() -> None:
     checkout, *names = sys.argv[1:]
     sys.path[:0] = [str(Path(checkout).resolve()), str(ROOT / "tests")]
-    import conversion
     import torch
     import transformers
 
     from tiny_cases import MODULES  # not tiny_models: it needs what ggufround does
 
-    cases = {case.name: case for module in MODULES for case in module.CASES if case.converts}
+    cases = {
+        case.name: case
+        for module in MODULES
+        for case in (*module.CASES, *getattr(module, "PROJECTORS", ()))
+        if case.converts
+    }
     made_with = {
         "command": "python tools/make_goldens.py LLAMA_CPP_CHECKOUT",
         "converter": hashlib.sha256((Path(checkout) / "conversion" / "base.py").read_bytes()).hexdigest()[:16],
@@ -109,8 +113,9 @@ def main() -> None:
     GOLDENS.mkdir(parents=True, exist_ok=True)
     for name in names or cases:
         case = cases[name]
-        write(f"{name}.json", made_with, case, False)
-        if case.config["architectures"][0] in conversion.MMPROJ_MODEL_MAP and case.mmproj:
+        if case.arch is None:
+            write(f"{name}.json", made_with, case, False)
+        if case.mmproj:
             write(f"{name}.mmproj.json", made_with, case, True)
 
 

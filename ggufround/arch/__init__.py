@@ -4,7 +4,6 @@ which metadata. A new model is a row in a family's file, or a file and a line he
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any
 
 from ggufround.arch import (
     baichuan,
@@ -52,7 +51,7 @@ from ggufround.arch import (
     stablelm,
     t5,
 )
-from ggufround.arch.config import flatten
+from ggufround.arch.config import NESTED, flatten
 from ggufround.arch.layout import keeps_float32, outputs
 from ggufround.arch.likeness import resemblance
 from ggufround.arch.metadata import metadata
@@ -156,8 +155,8 @@ def architecture_of(checkpoint: Checkpoint, override: str | None = None) -> Arch
 
 def _class_name(config: Config) -> str:
     """`architectures[0]` of the text model where the config is a composite one's, else of the model."""
-    text: Any = config.get("text_config")
-    for part in (text if isinstance(text, dict) else {}, config):
+    nested: Config = next((config[name] for name in NESTED if isinstance(config.get(name), dict)), {})
+    for part in (nested, config):
         names = part.get("architectures")
         if isinstance(names, list) and names and isinstance(names[0], str):
             return names[0]

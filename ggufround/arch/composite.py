@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ggufround.arch.llama import LLAMA, MISTRAL
+from ggufround.arch.llama import GRANITE, LLAMA, MISTRAL
 from ggufround.arch.qwen import QWEN2, QWEN3
 from ggufround.arch.spec import Architecture, Config
 from ggufround.errors import UnsupportedError
@@ -20,6 +20,7 @@ CLASSES = (
     "LlavaNextForConditionalGeneration",
     "Idefics3ForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
+    "InternVLForConditionalGeneration",
 )
 
 
@@ -32,6 +33,7 @@ def _sized(row: Architecture, vocab: int, ff: int, **further: Any) -> Architectu
 TEXT_MODELS: Mapping[str, Architecture] = {
     "llama": _sized(LLAMA, 32000, 11008),
     "mistral": _sized(MISTRAL, 32000, 14336),
+    "granite": _sized(GRANITE, 32000, 11008),
     "qwen2": _sized(QWEN2, 151936, 22016),
     "qwen3": _sized(QWEN3, 151936, 22016),
 }

@@ -99,7 +99,13 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
     dense = any("_Dense." in name for rule in arch.rules for name in _sources(rule))
     drops = (*DROPS, *arch.drops, *FOREIGN[arch.part], *(() if dense else (sentence.DROP,)))
     drops = tuple(drop for drop in drops if not drop.beside or drop.beside in checkpoint.tensors)
-    reasons = {name: reason for name in checkpoint.tensors if (reason := _drop_reason(drops, name)) is not None}
+    borrowed = {source for rule in arch.rules if rule.borrows for source in _sources(rule)}
+    borrowed = {name for name in checkpoint.tensors if _short(arch, name) in borrowed}
+    reasons = {
+        name: reason
+        for name in checkpoint.tensors
+        if name not in borrowed and (reason := _drop_reason(drops, name)) is not None
+    }
     if arch.beyond:
         reasons |= {name: arch.beyond for name in checkpoint.tensors if _layer(name) >= _blocks(arch, config)}
     sources = without_prefixes(arch, {name: ref for name, ref in checkpoint.tensors.items() if name not in reasons})
@@ -123,7 +129,7 @@ def outputs(arch: Architecture, checkpoint: Checkpoint) -> Layout:
         )
     for compute in arch.computed:
         made |= {output.name: output for output in compute(config)}
-    used = _used_rows(made)
+    used = _used_rows(made, borrowed)
     if left := [ref.name for ref in sources.values() if ref.name not in used]:
         raise UnsupportedError(f"{len(left)} tensors of the checkpoint have no place in {arch.name}: {_some(left)}")
     trimmed = {
@@ -163,9 +169,7 @@ def without_prefixes(arch: Architecture, tensors: Mapping[str, TensorRef]) -> di
     the plain model in prefixes only."""
     sources: dict[str, TensorRef] = {}
     for name, ref in tensors.items():
-        short = name
-        while prefix := next((prefix for prefix in arch.prefixes if short.startswith(prefix)), None):
-            short = short.removeprefix(prefix)
+        short = _short(arch, name)
         if short in sources:
             raise InputError(f"the checkpoint holds both {sources[short].name} and {name}, which are the same tensor")
         sources[short] = ref
@@ -175,6 +179,12 @@ def without_prefixes(arch: Architecture, tensors: Mapping[str, TensorRef]) -> di
 def number_names(arch: Architecture, config: Config) -> list[str]:
     """The tensors that `Architecture.numbers` names, key by key, block by block."""
     return [name.replace("{i}", str(i)) for _, name in arch.numbers for i in range(n_layer(config))]
+
+
+def _short(arch: Architecture, name: str) -> str:
+    while prefix := next((prefix for prefix in arch.prefixes if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Config]]:
@@ -187,7 +197,9 @@ def _per_block(arch: Architecture, config: Config) -> Iterator[tuple[Rule, Confi
         for i in range(blocks if "{i}" in rule.to else 1):
             if rule.where is not None and not rule.where(config, i):
                 continue
-            sources = tuple(name.replace("{i}", str(i)).replace("{m}", str(i - layers)) for name in _sources(rule))
+            number = rule.renumber(config, i) if rule.renumber else i
+            named = ((name.replace("{i}", str(number)), str(i - layers)) for name in _sources(rule))
+            sources = tuple(name.replace("{m}", further) for name, further in named)
             to = rule.to.replace("{i}", str(i))
             yield replace(rule, source=sources, to=to), numbered[i]
             if rule.bias:
@@ -233,15 +245,20 @@ def _together(shapes: list[tuple[int, ...]], stacked: bool, made: bool) -> tuple
     return (len(shapes) * first[0], *first[1:])
 
 
-def _used_rows(made: Mapping[str, Output]) -> dict[str, int]:
+def _used_rows(made: Mapping[str, Output], borrowed: set[str]) -> dict[str, int]:
     """Rows used of each checkpoint tensor, by its name: from the first on, each once. What a solid piece is made of
-    may be used by others too (a fused vector, of which each takes some elements)."""
+    may be used by others too (a fused vector, of which each takes some elements); a borrowed tensor counts as whole."""
     runs: dict[str, list[tuple[int, int, bool]]] = {}
     for output in made.values():
         for piece in output.pieces:
             runs.setdefault(piece.source.name, []).append((piece.first, piece.source_rows, bool(piece.read)))
     used: dict[str, int] = {}
     for name, pieces in runs.items():
+        if name in borrowed:
+            used[name] = max(
+                piece.source.rows for o in made.values() for piece in o.pieces if piece.source.name == name
+            )
+            continue
         end = 0
         for first, rows, shared in sorted(pieces):
             assert first == end or (shared and first < end), f"rules use row {min(first, end)} of {name} twice or never"

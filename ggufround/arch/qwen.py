@@ -5,13 +5,17 @@ Sources: conversion/qwen.py for names, values and metadata; src/models/qwen*.cpp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from ggufround.arch import rope
 from ggufround.arch.checks import activation, fixed
-from ggufround.arch.config import integer
+from ggufround.arch.config import integer, wrong
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD, NORMS
 from ggufround.arch.metadata import COMMON, POOLED, count_if_stated
-from ggufround.arch.spec import KV, Architecture, Rule
+from ggufround.arch.spec import KV, Architecture, Config, Rule
+from ggufround.errors import InputError
+from ggufround.gguf_file import Field, u32
 
 HEAD_NORMS = (
     Rule("layers.{i}.self_attn.q_norm.weight", "blk.{i}.attn_q_norm.weight", "head"),
@@ -47,6 +51,16 @@ SHARED = (
     Rule("layers.{i}.mlp.shared_expert.up_proj.weight", "blk.{i}.ffn_up_shexp.weight", "shared_ff embd"),
     Rule("layers.{i}.mlp.shared_expert.down_proj.weight", "blk.{i}.ffn_down_shexp.weight", "embd shared_ff"),
 )
+
+
+def deepstack_layers(config: Config) -> Field:
+    """How many blocks of the tower the text model hears of, besides the last."""
+    vision = config.get("vision_config")
+    listed = vision.get("deepstack_visual_indexes", [8, 16, 24]) if isinstance(vision, Mapping) else []
+    if not isinstance(listed, list):
+        raise wrong("vision_config's deepstack_visual_indexes", listed, "a list")
+    return u32(len(listed))
+
 
 QWEN2 = Architecture(
     name="qwen2",
@@ -125,4 +139,37 @@ QWEN3MOE = replace(
     ),
 )
 
-FAMILY = (QWEN2, QWEN2MOE, QWEN3, QWEN3MOE)
+
+def with_sections(kvs: tuple[KV, ...]) -> tuple[KV, ...]:
+    """The sections of rotation stand before its base."""
+    at = next(index for index, kv in enumerate(kvs) if kv.key == "rope.freq_base")
+    return (*kvs[:at], KV("rope.dimension_sections", rope.sections), *kvs[at:])
+
+
+def sections_stated(config: Config) -> None:
+    if rope.sections(config) is None:
+        raise InputError("config.json: the rope parameters lack mrope_section, which this architecture needs")
+
+
+# Text models of Qwen2-VL and Qwen2.5-VL: a token of a picture has a time, a height and a width, by which some columns
+# each are rotated.
+QWEN2VL = replace(
+    QWEN2,
+    name="qwen2vl",
+    classes=("Qwen2VLForConditionalGeneration", "Qwen2VLModel", "Qwen2_5_VLForConditionalGeneration"),
+    kvs=with_sections(QWEN2.kvs),
+    checks=(*QWEN2.checks, sections_stated),
+    rope_types=("default", "mrope"),
+)
+
+# Of Qwen3-VL: besides, its first layers add what the tower's middle blocks saw.
+QWEN3VL = replace(
+    QWEN3,
+    name="qwen3vl",
+    classes=("Qwen3VLForConditionalGeneration",),
+    kvs=(*with_sections(QWEN3.kvs), KV("n_deepstack_layers", deepstack_layers)),
+    checks=(*QWEN3.checks, sections_stated),
+    rope_types=("default", "mrope"),
+)
+
+FAMILY = (QWEN2, QWEN2MOE, QWEN3, QWEN3MOE, QWEN2VL, QWEN3VL)

@@ -29,7 +29,7 @@ from ggufround.arch.config import (
 )
 from ggufround.arch.spec import F32, Architecture, Config, Output, Reader
 from ggufround.errors import InputError, UnsupportedError
-from ggufround.gguf_file import Field, f32, string, u32
+from ggufround.gguf_file import Field, Kind, array, f32, string, u32
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -137,6 +137,17 @@ def original_context(rope: Config) -> int:
     if (value := optional_integer(rope, "original_max_position_embeddings")) is None:
         raise InputError("config.json: the rope parameters lack original_max_position_embeddings, which scaling needs")
     return value
+
+
+def sections(config: Config) -> Field | None:
+    """Qwen-VL: how many pairs of columns turn by a token's time, height and width, as four numbers."""
+    rope = full(config)
+    if (stated := rope.get("mrope_section")) is None:
+        return None
+    if not isinstance(stated, list) or not 0 < len(stated) <= 4:
+        raise wrong("mrope_section", stated, "a list of up to four numbers")
+    values = [optional_integer({"mrope_section": value}, "mrope_section") for value in stated]
+    return array(Kind.I32, [value or 0 for value in values] + [0] * (4 - len(values)))
 
 
 def _tensor(name: str, values: object) -> Output:

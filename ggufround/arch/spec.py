@@ -113,7 +113,9 @@ class Rule:
     where: Callable[[Config, int], bool] | None = None  # the blocks that have it; None: all
     runs: Callable[[Config], Iterable[tuple[int, int]]] | None = None  # (first row, rows) in the output's order
     makes: str = ""
+    renumber: Callable[[Config, int], int] | None = None  # the source's `{i}`, where it is not the output's block
     float32: bool = False  # llama.cpp's converter stores it in F32, whatever its name
+    borrows: bool = False  # the source is of another part of the model; not all of it need be used
     stack: Callable[[Config], int] | None = None  # `{e}` counts to it; None: the config's number of experts
 
 

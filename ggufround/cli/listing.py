@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ggufround.arch import ARCHITECTURES
+from ggufround.arch.composite import CLASSES
+from ggufround.arch.vision import PROJECTORS
 from ggufround.cli import show
 from ggufround.cli.values import Json
 from ggufround.errors import UsageError
@@ -59,8 +61,13 @@ def _recipes() -> tuple[tuple[str, ...], Rows]:
 
 
 def _architectures() -> tuple[tuple[str, ...], Rows]:
-    rows = [(name, a.name, f"no: {a.untunable}" if a.untunable else "yes") for name, a in sorted(ARCHITECTURES.items())]
-    return ("Hugging Face class", "GGUF architecture", "tuned"), rows
+    seeing = {name.partition("/")[0] for name in PROJECTORS}
+    tuned = {name: f"no: {a.untunable}" if a.untunable else "yes" for name, a in ARCHITECTURES.items()}
+    named = {name: a.name for name, a in ARCHITECTURES.items()} | dict.fromkeys(CLASSES, "of its text model")
+    rows = [
+        (name, to, tuned.get(name, "as it"), "yes" if name in seeing else "-") for name, to in sorted(named.items())
+    ]
+    return ("Hugging Face class", "GGUF architecture", "tuned", "--mmproj"), rows
 
 
 def _devices() -> tuple[tuple[str, ...], Rows]:

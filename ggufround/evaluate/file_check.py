@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufround.checkpoint import open_checkpoint
 from ggufround.checkpoint.reading import Reader
 from ggufround.conversion import fold, map_threads
 from ggufround.errors import InputError
@@ -26,6 +27,7 @@ from ggufround.formats.gguf import scale_name
 from ggufround.gguf_file import Field
 from ggufround.gguf_read import GGUFTensor, read_gguf
 from ggufround.planning import SLAB, Options, build, slabs
+from ggufround.projector import build_projector
 from ggufround.quants.types import QUANT_TYPES
 from ggufround.slab_work import Work, read_slab, workspaces
 from ggufround_kernels import first_nonfinite
@@ -77,7 +79,8 @@ def verify(path: Path, source: str | None = None, threads: int = 1) -> Verified:
     found = "no source was given"
     errors: tuple[TensorError, ...] = ()
     if source is not None:
-        digest, errors = _against(source, tensors, threads)
+        kind = metadata.get("general.type")
+        digest, errors = _against(source, tensors, threads, kind is not None and kind.value == "mmproj")
         found = _compare(metadata, "ggufround.source.weights_sha256", digest)
     return Verified(tuple(p for p, _ in headers), len(tensors), data, found, damaged, errors)
 
@@ -134,9 +137,11 @@ def _unpack(tensor: _Tensor, raw: bytes) -> NDArray[np.float32] | None:
     return weights
 
 
-def _against(source: str, tensors: Mapping[str, _Tensor], threads: int) -> tuple[str, tuple[TensorError, ...]]:
+def _against(
+    source: str, tensors: Mapping[str, _Tensor], threads: int, projector: bool
+) -> tuple[str, tuple[TensorError, ...]]:
     """The source's digest, and the error of every tensor that is stored in fewer bits than F32."""
-    plan = build(source, Options(types=("f32",)))
+    plan = build_projector(open_checkpoint(source), "f32") if projector else build(source, Options(types=("f32",)))
     absent = sorted({o.name for o in plan.outputs} - set(tensors))
     if absent:
         raise InputError(f"the file lacks {len(absent)} tensors of {source} (first: {absent[0]}): another model")

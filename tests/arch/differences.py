@@ -74,6 +74,22 @@ OTHER_VALUES = {
 MORE = {
     "bert-classifier": {"cls.weight", "cls.bias"},  # BERT's pooler, without which a classifier sees other vectors
 }
+# Names of tensors that the converter gives another name: (case, our name): its name, why.
+RENAMED = {
+    ("llama4-vision", f"v.blk.{i}.ln2.{end}"): (
+        f"v.blk.{i}.attn_post_norm.{end}",
+        "the converter's table has the source name twice, and Gemma 4's entry wins: llama.cpp would apply the norm to "
+        "what attention adds, and none before the feed-forward part",
+    )
+    for i in range(3)
+    for end in ("weight", "bias")
+}
+# Tensors that our projectors have and the converter's lack, and why.
+BESIDE = {
+    ("mistral3-vision", "v.token_embd.img_break"): "see pixtral",
+    ("pixtral", "v.token_embd.img_break"): "the converter looks for the embedding behind `language_model.`, whose "
+    "tensors it has left out by then; with it llama.cpp computes what transformers does",
+}
 # Tensors that only the converter writes.
 LESS = {
     "modern-bert-masked": {"cls.weight", "cls.norm.weight"},  # a part of the prediction of words, no classifier

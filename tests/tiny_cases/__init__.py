@@ -44,6 +44,8 @@ from tiny_cases import (
     stablelm,
     t5,
     vision,
+    vision_more,
+    vision_only,
 )
 
 MODULES = (
@@ -90,4 +92,6 @@ MODULES = (
     jamba,
     rwkv,
     t5,
+    vision_more,
+    vision_only,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -94,11 +95,81 @@ GEMMA_TEXT = {
 }  # fmt: skip
 
 
-def small_norms(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Gemma's norms are stored less one, those of its tower are not."""
-    if not name.startswith("vision_tower") or not name.endswith(("norm1.weight", "norm2.weight", "layernorm.weight")):
+def tower(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Values with which every part of a tower shows: norms near one, attention that is not even, patches that do not
+    drown it."""
+    values = np.random.default_rng(crc32(name.encode())).standard_normal(shape, np.float32)
+    if len(shape) > 3:
+        return values / np.float32(np.prod(shape[1:]) ** 0.5)
+    if not any(part in name for part in ("vision", "visual")):
         return None
-    return 1 + np.random.default_rng(len(name)).standard_normal(shape) / 3
+    if len(shape) == 1 and name.endswith("weight"):
+        return 1 + values / 3
+    if name.endswith(("q_proj.weight", "k_proj.weight", "qkv.weight")):
+        return values * np.float32(2.5 / shape[-1] ** 0.5)
+    return None
+
+
+SEEING: dict[str, Any] = {"proof": "vision", "loads": False, "mmproj": True, "special": tower}
+MROPE = {"type": "mrope", "mrope_section": [8, 4, 4]}
+
+
+def below(prefix: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The text model's tensors with `prefix` in place of their `model.`."""
+    return {prefix + n.removeprefix("model.") if n.startswith("model.") else n: s for n, s in shapes.items()}
+
+
+def qwen_tower(prefix: str) -> Shapes:
+    yield f"{prefix}patch_embed.proj.weight", (WIDTH, 3, 2, 14, 14)
+    for i in range(DEPTH):
+        block = f"{prefix}blocks.{i}."
+        yield from layer_norm(f"{block}norm1")
+        yield from layer_norm(f"{block}norm2")
+        yield from linear(f"{block}attn.qkv", 3 * WIDTH, WIDTH)
+        yield from linear(f"{block}attn.proj", WIDTH, WIDTH)
+        yield from linear(f"{block}mlp.fc1", 2 * WIDTH, WIDTH)
+        yield from linear(f"{block}mlp.fc2", WIDTH, 2 * WIDTH)
+    yield from layer_norm(f"{prefix}merger.ln_q")
+    yield from linear(f"{prefix}merger.mlp.0", 4 * WIDTH, 4 * WIDTH)
+    yield from linear(f"{prefix}merger.mlp.2", EMBD, 4 * WIDTH)
+
+
+def qwen25_tower(prefix: str) -> Shapes:
+    yield f"{prefix}patch_embed.proj.weight", (WIDTH, 3, 2, 14, 14)
+    for i in range(4):
+        block = f"{prefix}blocks.{i}."
+        yield f"{block}norm1.weight", (WIDTH,)
+        yield f"{block}norm2.weight", (WIDTH,)
+        yield from linear(f"{block}attn.qkv", 3 * WIDTH, WIDTH)
+        yield from linear(f"{block}attn.proj", WIDTH, WIDTH)
+        yield from linear(f"{block}mlp.gate_proj", WIDE, WIDTH)
+        yield from linear(f"{block}mlp.up_proj", WIDE, WIDTH)
+        yield from linear(f"{block}mlp.down_proj", WIDTH, WIDE)
+    yield f"{prefix}merger.ln_q.weight", (WIDTH,)
+    yield from linear(f"{prefix}merger.mlp.0", 4 * WIDTH, 4 * WIDTH)
+    yield from linear(f"{prefix}merger.mlp.2", EMBD, 4 * WIDTH)
+
+
+def qwen3_tower(prefix: str) -> Shapes:
+    yield from linear(f"{prefix}patch_embed.proj", WIDTH, 3)
+    yield f"{prefix}patch_embed.proj.weight", (WIDTH, 3, 2, 14, 14)
+    yield f"{prefix}pos_embed.weight", (25, WIDTH)
+    for i in range(4):
+        block = f"{prefix}blocks.{i}."
+        yield from layer_norm(f"{block}norm1")
+        yield from layer_norm(f"{block}norm2")
+        yield from linear(f"{block}attn.qkv", 3 * WIDTH, WIDTH)
+        yield from linear(f"{block}attn.proj", WIDTH, WIDTH)
+        yield from linear(f"{block}mlp.linear_fc1", WIDE, WIDTH)
+        yield from linear(f"{block}mlp.linear_fc2", WIDTH, WIDE)
+    for merger, size in (
+        ("merger", WIDTH),
+        ("deepstack_merger_list.0", 4 * WIDTH),
+        ("deepstack_merger_list.1", 4 * WIDTH),
+    ):
+        yield from layer_norm(f"{prefix}{merger}.norm", size)
+        yield from linear(f"{prefix}{merger}.linear_fc1", 4 * WIDTH, 4 * WIDTH)
+        yield from linear(f"{prefix}{merger}.linear_fc2", EMBD, 4 * WIDTH)
 
 
 # llama.cpp looks them up.
@@ -115,13 +186,14 @@ CASES: tuple[Tiny, ...] = (
         llava_text()
         | dict(clip_tower("vision_tower.vision_model."))
         | LLAVA_MLP,
-        files=preprocessor(**SIZES), proof="vision", loads=False,
+        files=preprocessor(**SIZES), proof="vision", loads=False, special=tower,
     ),
     Tiny(
         "gemma3-vision",
         composite(
             "Gemma3ForConditionalGeneration", "gemma3",
-            config("", "gemma3_text", **GEMMA_TEXT), tower_config("siglip_vision_model", image_size=56, vision_use_head=False),
+            config("", "gemma3_text", **GEMMA_TEXT),
+            tower_config("siglip_vision_model", image_size=56, vision_use_head=False),
             image_token_index=IMAGE_TOKEN, mm_tokens_per_image=4, boi_token_index=4, eoi_token_index=5,
         ),
         gemma_like(64, 7, True, "language_model.model.")
@@ -129,13 +201,14 @@ CASES: tuple[Tiny, ...] = (
         | {"multi_modal_projector.mm_input_projection_weight": (WIDTH, EMBD),
            "multi_modal_projector.mm_soft_emb_norm.weight": (WIDTH,)},
         files=preprocessor(size={"height": 56, "width": 56}, image_seq_length=4),
-        zero_norms=True, proof="vision", loads=False, mmproj=True, special=small_norms,
+        zero_norms=True, **SEEING,
     ),
     Tiny(
         "smolvlm",
         composite(
             "SmolVLMForConditionalGeneration", "smolvlm",
-            config("VLlama3ForCausalLM", "llama", rope_theta=10000.0), tower_config("smolvlm_vision", image_size=56, patch_size=14,
+            config("VLlama3ForCausalLM", "llama", rope_theta=10000.0),
+            tower_config("smolvlm_vision", image_size=56, patch_size=14,
                                                                    max_image_size={"longest_edge": 56}),
             image_token_id=IMAGE_TOKEN, scale_factor=2, pad_token_id=0, tie_word_embeddings=False,
         ),
@@ -143,18 +216,56 @@ CASES: tuple[Tiny, ...] = (
         | dict(clip_tower("model.vision_model.", siglip=True, image=56, patch=14))
         | {"model.connector.modality_projection.proj.weight": (EMBD, 4 * WIDTH)},
         files=preprocessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56}), tokens=IDEFICS_TOKENS,
-        proof="vision", loads=False, mmproj=True,
+        **SEEING,
     ),
     Tiny(
         "idefics3",
         composite(
             "Idefics3ForConditionalGeneration", "idefics3",
-            config("LlamaForCausalLM", "llama", rope_theta=10000.0), tower_config("idefics3_vision", image_size=56, patch_size=14),
+            config("LlamaForCausalLM", "llama", rope_theta=10000.0),
+            tower_config("idefics3_vision", image_size=56, patch_size=14),
             image_token_id=IMAGE_TOKEN, scale_factor=2, pad_token_id=0, tie_word_embeddings=False,
         ),
         llama_like(prefix="model.text_model.")
         | dict(clip_tower("model.vision_model.", siglip=True, image=56, patch=14))
         | {"model.connector.modality_projection.proj.weight": (EMBD, 4 * WIDTH)},
-        files=preprocessor(size={"longest_edge": 56}), tokens=IDEFICS_TOKENS, proof="vision", loads=False, mmproj=True,
+        files=preprocessor(size={"longest_edge": 56}), tokens=IDEFICS_TOKENS, **SEEING,
+    ),
+    Tiny(
+        "qwen2-vl",
+        config("Qwen2VLForConditionalGeneration", "qwen2_vl", rope_theta=1e6, rope_scaling=MROPE, rms_norm_eps=1e-6,
+               image_token_id=IMAGE_TOKEN, video_token_id=0, vision_start_token_id=1, vision_end_token_id=2,
+               vision_config={"depth": DEPTH, "embed_dim": WIDTH, "hidden_size": EMBD, "mlp_ratio": 2,
+                              "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
+                              "in_chans": 3, "model_type": "qwen2_vl"}),
+        llama_like(bias=("q_proj", "k_proj", "v_proj")) | dict(qwen_tower("visual.")),
+        files=preprocessor(patch_size=14, merge_size=2, temporal_patch_size=2), **SEEING,
+    ),
+    Tiny(
+        "qwen2.5-vl",
+        config("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", rope_theta=1e6, rope_scaling=MROPE,
+               rms_norm_eps=1e-6,
+               image_token_id=IMAGE_TOKEN, video_token_id=0, vision_start_token_id=1, vision_end_token_id=2,
+               vision_config={"depth": 4, "hidden_size": WIDTH, "intermediate_size": WIDE, "num_heads": 2,
+                              "out_hidden_size": EMBD, "patch_size": 14, "spatial_merge_size": 2,
+                              "temporal_patch_size": 2, "window_size": 112, "fullatt_block_indexes": [1, 3],
+                              "hidden_act": "silu", "model_type": "qwen2_5_vl", "in_chans": 3}),
+        llama_like(bias=("q_proj", "k_proj", "v_proj")) | dict(qwen25_tower("visual.")),
+        files=preprocessor(patch_size=14, merge_size=2, temporal_patch_size=2), **SEEING,
+    ),
+    Tiny(
+        "qwen3-vl",
+        composite(
+            "Qwen3VLForConditionalGeneration", "qwen3_vl",
+            config("", "qwen3_vl_text", rope_theta=1e6, head_dim=64, rms_norm_eps=1e-6, num_hidden_layers=3,
+                   rope_scaling={"mrope_interleaved": True, "mrope_section": [16, 8, 8], "rope_type": "default"}),
+            {"depth": 4, "hidden_size": WIDTH, "intermediate_size": WIDE, "num_heads": 2, "out_hidden_size": EMBD,
+             "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 25,
+             "deepstack_visual_indexes": [1, 2], "hidden_act": "gelu_pytorch_tanh", "model_type": "qwen3_vl"},
+            image_token_id=IMAGE_TOKEN, video_token_id=0, vision_start_token_id=1, vision_end_token_id=2,
+            tie_word_embeddings=False,
+        ),
+        below("model.language_model.", llama_like(64, 3, qk_norms=True)) | dict(qwen3_tower("model.visual.")),
+        files=preprocessor(patch_size=14, merge_size=2, temporal_patch_size=2), **SEEING,
     ),
 )  # fmt: skip

@@ -175,3 +175,12 @@ def test_the_command_line_plans_and_writes_both(tmp_path: Path, run: Any) -> Non
     assert report["files"] == [str(out), str(mmproj)]
     assert mmproj.stat().st_size == planned["mmproj"]["targets"][0]["files"][0]["bytes"]
     assert "--mmproj-type is for --mmproj" in run("convert", model, out, "--mmproj-type", "f16").err
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2-vl", "pixtral"])
+def test_verify_finds_a_projectors_source(name: str, tmp_path: Path, run: Any) -> None:
+    model = made(tmp_path, tiny_models.CASES[name])
+    write(model, mmproj_type="q8_0")
+    checked = run("verify", tmp_path / "mmproj.gguf", "--source", model)
+    assert checked.code == 0
+    assert "data digest: ok; source digest: ok" in checked.out

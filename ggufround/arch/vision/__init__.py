@@ -3,20 +3,21 @@ the text model ("mmproj"). A projector is an Architecture too; its rules are ove
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ggufround.arch.config import flatten
 from ggufround.arch.spec import Architecture, Config
-from ggufround.arch.vision import llava, siglip
+from ggufround.arch.vision import glm4v, internvl, kimi_vl, llama4, llava, pixtral, qwen_vl, siglip
 from ggufround.arch.vision.parts import section
 from ggufround.errors import InputError, UnsupportedError
 
-FAMILIES = (siglip,)
+FAMILIES = (siglip, qwen_vl, internvl, llama4, glm4v, kimi_vl)
 # By class name, and for classes that any tower may stand in by "class/model_type of vision_config".
+TOWERS = {**llava.FAMILY, "pixtral": pixtral.FAMILY}
 PROJECTORS: dict[str, Architecture] = {
     name: row for family in FAMILIES for row in family.FAMILY for name in row.classes
-} | {f"{name}/{kind}": row for kind, rows in llava.FAMILY.items() for row in rows for name in row.classes}
+} | {f"{name}/{kind}": row for kind, rows in TOWERS.items() for row in rows for name in row.classes}
 
 
 def find_projector(config: Config) -> Architecture:
@@ -37,7 +38,9 @@ def find_projector(config: Config) -> Architecture:
     )
 
 
-def projector_config(config: Config, text: Architecture, processor: Mapping[str, Any]) -> dict[str, Any]:
+def projector_config(
+    config: Config, text: Architecture, processor: Mapping[str, Any], token: Callable[[str], int | None]
+) -> dict[str, Any]:
     """The config that a projector's rows are read with (see `parts`)."""
     vision = {key: value for key, value in section(config, "vision_config").items() if key != "architectures"}
     return {
@@ -46,4 +49,5 @@ def projector_config(config: Config, text: Architecture, processor: Mapping[str,
         "model": dict(config),
         "text": flatten(config, text.defaults),
         "processor": dict(processor),
+        "token": token,
     }

@@ -1,7 +1,8 @@
 """What projectors share: the config that their rows are read with, rules for layers with biases, the common keys.
 
-The config of a projector is `vision_config` with three further entries: "model" is the whole config.json, "text" the
-text model's with its defaults, "processor" what preprocessor_config.json and processor_config.json say together.
+The config of a projector is `vision_config` with four further entries: "model" is the whole config.json, "text" the
+text model's with its defaults, "processor" what preprocessor_config.json and processor_config.json say together; and
+"token" is a function that gives an added token's id.
 """
 
 from __future__ import annotations
