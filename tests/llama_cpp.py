@@ -73,7 +73,8 @@ for path in asked["paths"]:
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
     reply = server.handle_embeddings({"input": asked["prompts"], "embd_normalize": -1})
-    answers.append([row["embedding"][:asked["scores"] or None] for row in sorted(reply["data"], key=lambda row: row["index"])])
+    rows = sorted(reply["data"], key=lambda row: row["index"])
+    answers.append([row["embedding"][:asked["scores"] or None] for row in rows])
     del server
 print("ANSWER" + json.dumps(answers))
 """

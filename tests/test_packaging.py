@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,4 +28,13 @@ def test_no_script_shadows_a_package_that_transformers_imports() -> None:
         "numpy",
         "datasets",
         "tokenizers",
+        "coverage",
     }
+
+
+@pytest.mark.torch
+def test_the_readme_has_the_tables_of_architectures_that_the_code_gives() -> None:
+    pytest.importorskip("torch")
+    script = ROOT / "tools" / "gen_coverage.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"run python tools/gen_coverage.py {done.stderr}"

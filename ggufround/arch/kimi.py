@@ -203,7 +203,7 @@ KIMI_LINEAR = Architecture(
         KV("leading_dense_block_count", lambda config: u32(leading(config))),
         KV("expert_weights_scale", real("routed_scaling_factor")),
     ),
-    tokenizers=("bpe",),
+    tokenizers=("bpe", "kimi"),
     defaults={
         "model_max_length": 1048576,
         "rms_norm_eps": 1e-5,

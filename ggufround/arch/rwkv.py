@@ -147,7 +147,7 @@ RWKV7 = Architecture(
         KV("feed_forward_length", sized(feed_forward)),
         KV("attention.head_count", constant(u32(0))),
     ),
-    tokenizers=("bpe",),
+    tokenizers=("rwkv", "bpe"),
     checks=(group_norm, alone, fixed("hidden_act", None, "sqrelu", "relu2"), fixed("norm_bias", None, True)),
     drops=(Drop("*layers.0.attn.v_lora.*", "the first block has no value of an earlier one to mix in"),),
     sizes={

@@ -1,8 +1,8 @@
 """A checkpoint's tokenizer as the tuner needs it: text in, ids out. Nothing of the model is run.
 
-`tokenizers` reads tokenizer.json, and tekken.json as one; sentencepiece reads tokenizer.model, the file that the GGUF vocabulary comes from,
-for which transformers would want protobuf; and what has neither goes through transformers' AutoTokenizer: its own files
-only, no code of the model's.
+`tokenizers` reads tokenizer.json, and tekken.json as one; sentencepiece reads tokenizer.model, the file that the GGUF
+vocabulary comes from, for which transformers would want protobuf; and what has neither goes through transformers'
+AutoTokenizer: its own files only, no code of the model's.
 """
 
 from __future__ import annotations

@@ -264,5 +264,6 @@ CASES = (
     Tiny("modern-bert-classifier",
          encoder("ModernBertForSequenceClassification", "modernbert", classifier_pooling="mean",
                  id2label={"0": "LABEL_0"}, **MODERN),
-         modern_like(5, "model.") | MODERN_HEAD | dict(linear("classifier", 1, EMBD)), proof="scores", mistakes=("gate", "norm")),
+         modern_like(5, "model.") | MODERN_HEAD | dict(linear("classifier", 1, EMBD)), proof="scores",
+         mistakes=("gate", "norm")),
 )  # fmt: skip
