@@ -37,9 +37,9 @@ TUNABLE = sorted(
 OTHER_PARTS = ("vision", "visual", "projector", "multi_modal", "connector", "mlp1", "image", "audio")
 
 
-def of_text(name: str) -> bool:
-    """Whether a checkpoint's tensor is one of the text model."""
-    return not any(part in name for part in OTHER_PARTS)
+def of_text(name: str, case: Tiny) -> bool:
+    """Whether a checkpoint's tensor is one of the text model that predicts the next token."""
+    return not name.startswith(("mtp.", *case.unread)) and not any(part in name for part in OTHER_PARTS)
 
 
 def text_name(name: str) -> str:
