@@ -15,6 +15,7 @@ from ggufround.arch.checks import activation, fixed
 from ggufround.arch.config import N_CONTEXT, integer, n_expert, optional_integer, shown, wrong
 from ggufround.arch.metadata import COMMON, POOLED, constant, count, replaced, without
 from ggufround.arch.spec import KV, Architecture, Config, Drop, Rule, Transform
+from ggufround.arch.transforms import transpose
 from ggufround.errors import UnsupportedError
 from ggufround.gguf_file import Field, Kind, array, boolean, f32, string, u32
 
@@ -274,10 +275,6 @@ def each_expert(config: Config) -> Iterable[tuple[int, int]]:
     return ((expert * rows, rows) for expert in range(n_expert(config)))
 
 
-def turned(config: Config) -> Transform:
-    return Transform(np.transpose, back=np.transpose)
-
-
 NOMIC_CHECKS = tuple(
     fixed(key, *allowed)
     for key, *allowed in (
@@ -345,7 +342,7 @@ NOMIC_EXPERTS = replace(
             "encoder.layers.{i}.mlp.experts.mlp.w2",
             "blk.{i}.ffn_down_exps.weight",
             "expert_rows embd",
-            via=turned,
+            via=transpose,
             runs=each_expert,
             makes="experts embd ff",
             where=has_experts,

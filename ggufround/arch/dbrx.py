@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ggufround.arch.checks import fixed
 from ggufround.arch.config import n_expert, n_ff, n_layer
 from ggufround.arch.metadata import constant, count, real
-from ggufround.arch.spec import F32, KV, Architecture, Config, Rule, Transform
+from ggufround.arch.spec import KV, Architecture, Config, Rule
+from ggufround.arch.transforms import transpose
 from ggufround.gguf_file import f32, u32
 
 
@@ -30,10 +29,6 @@ def inside(section: str, key: str, otherwise: object = None) -> Callable[[Config
 
 def expert_runs(config: Config) -> list[tuple[int, int]]:
     return [(e * n_ff(config), n_ff(config)) for e in range(n_expert(config))]
-
-
-def turned(rows: F32) -> F32:
-    return np.ascontiguousarray(rows.T)
 
 
 BLOCK = "blocks.{i}.norm_attn_norm."
@@ -57,7 +52,7 @@ DBRX = Architecture(
             f"{EXPERTS}w2",
             "blk.{i}.ffn_down_exps.weight",
             "stack embd",
-            via=lambda config: Transform(turned, back=turned),
+            via=transpose,
             runs=expert_runs,
             makes="experts embd ff",
         ),

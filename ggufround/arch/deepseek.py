@@ -36,7 +36,8 @@ from ggufround.arch.metadata import (
     without,
 )
 from ggufround.arch.qwen import EXPERTS, HEAD_NORMS, STACKED
-from ggufround.arch.spec import F32, KV, Architecture, Config, Drop, Rule, Transform
+from ggufround.arch.spec import KV, Architecture, Config, Drop, Rule
+from ggufround.arch.transforms import transpose
 from ggufround.errors import UnsupportedError
 from ggufround.gguf_file import Field, boolean, f32, string, u32
 
@@ -135,14 +136,6 @@ def value_rows(config: Config) -> Iterator[tuple[int, int]]:
     return ((head * (nope + value) + nope, value) for head in range(n_head(config)))
 
 
-def turned(rows: F32) -> F32:
-    return rows.T
-
-
-def turned_round(config: Config) -> Transform:
-    return Transform(turned, back=turned)
-
-
 LATENT = (
     Rule("layers.{i}.self_attn.q_proj.weight", "blk.{i}.attn_q.weight", "qk embd", where=has_none),
     Rule("layers.{i}.self_attn.q_a_proj.weight", "blk.{i}.attn_q_a.weight", "q_lora embd", where=has_latent),
@@ -154,7 +147,7 @@ LATENT = (
         "layers.{i}.self_attn.kv_b_proj.weight",
         "blk.{i}.attn_k_b.weight",
         "kv_b kv_lora",
-        via=turned_round,
+        via=transpose,
         runs=key_rows,
         makes="heads kv_lora nope",
     ),

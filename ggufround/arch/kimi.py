@@ -6,16 +6,17 @@ what llama.cpp reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ggufround.arch.checks import activation, fixed
 from ggufround.arch.config import integer, n_head, n_layer, optional_integer, shown, wrong
+from ggufround.arch.deepseek import key_rows, value_rows
 from ggufround.arch.llama import ENDS, EXPERTS, FEED_FORWARD, NORMS
 from ggufround.arch.metadata import COMMON, constant, count, count_if_stated, inserted, real, replaced
-from ggufround.arch.spec import F32, KV, Architecture, Config, Rule, Transform
-from ggufround.arch.transforms import decay, decay_logarithm
+from ggufround.arch.spec import KV, Architecture, Config, Rule, Transform
+from ggufround.arch.transforms import decay, decay_logarithm, transpose
 from ggufround.errors import UnsupportedError
 from ggufround.gguf_file import Field, Kind, array, u32
 
@@ -57,21 +58,6 @@ def is_sparse(config: Config, i: int) -> bool:
 def key_value_heads(config: Config) -> Field:
     """One where all heads share what is kept of a token, none in layers that keep a state."""
     return array(Kind.I32, [int(is_latent(config, i)) for i in range(n_layer(config))])
-
-
-def key_rows(config: Config) -> Iterator[tuple[int, int]]:
-    """Of each head's rows of kv_b_proj those that make keys; the others make values."""
-    nope, value = integer(config, "qk_nope_head_dim"), integer(config, "v_head_dim")
-    return ((head * (nope + value), nope) for head in range(n_head(config)))
-
-
-def value_rows(config: Config) -> Iterator[tuple[int, int]]:
-    nope, value = integer(config, "qk_nope_head_dim"), integer(config, "v_head_dim")
-    return ((head * (nope + value) + nope, value) for head in range(n_head(config)))
-
-
-def transposed(rows: F32) -> F32:
-    return rows.T
 
 
 def delta_fits(config: Config) -> None:
@@ -145,7 +131,7 @@ LATENT = (
     ),
     replace(
         attention(is_latent, ("kv_b_proj.weight", "attn_k_b.weight", "kv_b latent"))[0],
-        via=lambda config: Transform(transposed, back=transposed),
+        via=transpose,
         runs=key_rows,
         makes="heads latent nope",
     ),

@@ -59,7 +59,7 @@ def decay_logarithm(rates: F32) -> F32:
 
 
 def transpose(config: Config) -> Transform:
-    """GPT-2's Conv1D keeps its matrices [inputs, outputs]."""
+    """Matrices that are kept [inputs, outputs], as GPT-2's Conv1D does, or are to be so."""
     return Transform(turned, back=turned)
 
 
