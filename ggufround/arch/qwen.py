@@ -14,6 +14,7 @@ from ggufround.arch.config import integer, wrong
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD, NORMS
 from ggufround.arch.metadata import COMMON, POOLED, count_if_stated
 from ggufround.arch.spec import KV, Architecture, Config, Rule
+from ggufround.arch.transforms import share, transpose
 from ggufround.errors import InputError
 from ggufround.gguf_file import Field, u32
 
@@ -172,4 +173,40 @@ QWEN3VL = replace(
     rope_types=("default", "mrope"),
 )
 
-FAMILY = (QWEN2, QWEN2MOE, QWEN3, QWEN3MOE, QWEN2VL, QWEN3VL)
+# Its mixture of experts, whose stacks have rows and columns exchanged.
+QWEN3VLMOE = replace(
+    QWEN3VL,
+    name="qwen3vlmoe",
+    classes=("Qwen3VLMoeForConditionalGeneration",),
+    rules=(
+        *ENDS,
+        *NORMS,
+        *ATTENTION,
+        *HEAD_NORMS,
+        EXPERTS[0],
+        *(
+            Rule(
+                "layers.{i}.mlp.experts.gate_up_proj",
+                f"blk.{{i}}.ffn_{half}_exps.weight",
+                "experts embd 2expert_ff",
+                share(k, 2, "transposed", lambda config: integer(config, "moe_intermediate_size")),
+                makes="experts expert_ff embd",
+            )
+            for k, half in enumerate(("gate", "up"))
+        ),
+        Rule(
+            "layers.{i}.mlp.experts.down_proj",
+            "blk.{i}.ffn_down_exps.weight",
+            "experts expert_ff embd",
+            transpose,
+            makes="experts embd expert_ff",
+        ),
+    ),
+    kvs=(*with_sections(QWEN3MOE.kvs), KV("n_deepstack_layers", deepstack_layers)),
+    tokenizers=QWEN3MOE.tokenizers,
+    defaults={**QWEN3MOE.defaults, "norm_topk_prob": True},
+    checks=(*QWEN3MOE.checks, sections_stated),
+    untunable="transformers holds its experts with rows and columns exchanged",
+)
+
+FAMILY = (QWEN2, QWEN2MOE, QWEN3, QWEN3MOE, QWEN2VL, QWEN3VL, QWEN3VLMOE)

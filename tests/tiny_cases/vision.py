@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from tiny_cases.first import gemma_like
-from tiny_parts import EMBD, Shapes, Tiny, config, llama_like
+from tiny_parts import EMBD, FF, Shapes, Tiny, config, llama_like
 
 WIDTH, WIDE, TOWER_HEADS, DEPTH = 64, 96, 4, 3
 IMAGE, PATCH = 28, 7
@@ -172,6 +172,17 @@ def qwen3_tower(prefix: str) -> Shapes:
         yield from linear(f"{prefix}{merger}.linear_fc2", EMBD, 4 * WIDTH)
 
 
+def qwen3_experts(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Four experts a block in place of its feed-forward part, in stacks with rows and columns exchanged."""
+    kept = {name: shape for name, shape in shapes.items() if ".mlp." not in name}
+    for name in [name for name in shapes if name.endswith("mlp.up_proj.weight")]:
+        block = name.removesuffix("up_proj.weight")
+        kept[f"{block}gate.weight"] = (4, EMBD)
+        kept[f"{block}experts.gate_up_proj"] = (4, EMBD, 2 * FF)
+        kept[f"{block}experts.down_proj"] = (4, FF, EMBD)
+    return kept
+
+
 # llama.cpp looks them up.
 IDEFICS_TOKENS = ("<fake_token_around_image>", "<global-img>", "\n\n")
 CASES: tuple[Tiny, ...] = (
@@ -266,6 +277,23 @@ CASES: tuple[Tiny, ...] = (
             tie_word_embeddings=False,
         ),
         below("model.language_model.", llama_like(64, 3, qk_norms=True)) | dict(qwen3_tower("model.visual.")),
+        files=preprocessor(patch_size=14, merge_size=2, temporal_patch_size=2), **SEEING,
+    ),
+    Tiny(
+        "qwen3-vl-moe",
+        composite(
+            "Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe",
+            config("", "qwen3_vl_moe_text", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=FF,
+                   rope_theta=1e6, head_dim=64, rms_norm_eps=1e-6, num_hidden_layers=3,
+                   rope_scaling={"mrope_interleaved": True, "mrope_section": [16, 8, 8], "rope_type": "default"}),
+            {"depth": 4, "hidden_size": WIDTH, "intermediate_size": WIDE, "num_heads": 2, "out_hidden_size": EMBD,
+             "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 25,
+             "deepstack_visual_indexes": [1, 2], "hidden_act": "gelu_pytorch_tanh", "model_type": "qwen3_vl_moe"},
+            image_token_id=IMAGE_TOKEN, video_token_id=0, vision_start_token_id=1, vision_end_token_id=2,
+            tie_word_embeddings=False,
+        ),
+        below("model.language_model.", qwen3_experts(llama_like(64, 3, qk_norms=True)))
+        | dict(qwen3_tower("model.visual.")),
         files=preprocessor(patch_size=14, merge_size=2, temporal_patch_size=2), **SEEING,
     ),
 )  # fmt: skip

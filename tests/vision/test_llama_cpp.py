@@ -198,6 +198,7 @@ SIGHTS: dict[str, Sight] = {
     "qwen2-vl": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), inputs=in_patches(14)),
     "qwen2.5-vl": Sight((140, 112), ("<|vision_start|>", 20, "<|vision_end|>"), inputs=in_patches(14)),
     "qwen3-vl": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), inputs=in_patches(14)),
+    "qwen3-vl-moe": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), inputs=in_patches(14)),
 }
 
 
