@@ -7,6 +7,9 @@ runs as DeepSeek V2.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+
+import numpy as np
 
 from ggufround.arch import rope
 from ggufround.arch.checks import activation, fixed
@@ -37,8 +40,8 @@ from ggufround.arch.deepseek import (
 )
 from ggufround.arch.llama import ATTENTION, ENDS, FEED_FORWARD, NORMS
 from ggufround.arch.metadata import COMMON, constant, count, count_if_stated, real, real_if_stated, replaced, without
-from ggufround.arch.qwen import HEAD_NORMS
-from ggufround.arch.spec import KV, Architecture, Config, Rule
+from ggufround.arch.qwen import HEAD_NORMS, sections_stated, with_sections
+from ggufround.arch.spec import F32, KV, Architecture, Config, Rule, Transform
 from ggufround.gguf_file import Field, boolean, u32
 
 
@@ -104,6 +107,31 @@ GLM4 = Architecture(
         "head_dim": 128,
     },
     checks=(activation("silu", "swish"),),
+)
+
+
+def halves(rows: F32, head: int, rotated: int) -> F32:
+    """Rows [k * head, columns]: the rotated rows of each head from neighbours to halves, the others as they are."""
+    heads = rows.reshape(-1, head, rows.shape[-1])
+    moved = np.concatenate([heads[:, :rotated:2], heads[:, 1:rotated:2], heads[:, rotated:]], axis=1)
+    return moved.reshape(rows.shape)
+
+
+def in_halves(config: Config) -> Transform:
+    """llama.cpp rotates by sections in the half order only."""
+    head = head_dim(config)
+    return Transform(partial(halves, head=head, rotated=rotated(config)), head)
+
+
+# The text model of GLM-4.1V: a token of a picture has a time, a height and a width.
+GLM4V = replace(
+    GLM4,
+    classes=("Glm4vForConditionalGeneration",),
+    rules=tuple(replace(rule, via=in_halves) if rule in ATTENTION[:2] else rule for rule in GLM4.rules),
+    kvs=with_sections(GLM4.kvs),
+    defaults={**GLM4.defaults, "head_dim": None},
+    checks=(*GLM4.checks, sections_stated),
+    rope_types=("default", "mrope"),
 )
 
 
@@ -230,4 +258,4 @@ GLM = replace(
     rope_types=("default", "dynamic"),
 )
 
-FAMILY = (GLM, GLM4, GLM4_MOE, GLM4_MOE_LITE)
+FAMILY = (GLM, GLM4, GLM4_MOE, GLM4_MOE_LITE, GLM4V)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tiny_cases.deepseek import LATENT, Q_LORA, deepseek_like, mixture, next_token
+from tiny_cases.vision import DEPTH, IMAGE_TOKEN, SEEING, WIDTH, below, composite, preprocessor
+from tiny_cases.vision_only import glm4v_tower
 from tiny_parts import EMBD, FF, Shapes, Tiny, attention, config, ends, feed_forward, norms
 
 LAYERS = 3
@@ -77,5 +79,20 @@ CASES = (
                topk_method="noaux_tc", routed_scaling_factor=1.8, num_nextn_predict_layers=1, pad_token_id=0,
                rope_theta=10000.0),
         deepseek_like(LAYERS + 1, Q_LORA, True) | dict(next_token(LAYERS)), unread=UNREAD,
+    ),
+    Tiny(
+        "glm4v",
+        composite(
+            "Glm4vForConditionalGeneration", "glm4v",
+            config("", "glm4v_text", attention_bias=True, pad_token_id=0, rope_parameters={
+                "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+                "mrope_section": [2, 3, 3]}),
+            {"depth": DEPTH, "hidden_size": WIDTH, "intermediate_size": FF, "num_heads": 2, "image_size": 112,
+             "patch_size": 14, "out_hidden_size": EMBD, "spatial_merge_size": 2, "temporal_patch_size": 2,
+             "hidden_act": "silu", "rms_norm_eps": 1e-5, "model_type": "glm4v"},
+            image_token_id=IMAGE_TOKEN, tie_word_embeddings=False,
+        ),
+        below("model.language_model.", dict(glm4_like(32))) | dict(glm4v_tower("model.visual.")),
+        files=preprocessor(patch_size=14, merge_size=2, temporal_patch_size=2), **SEEING,
     ),
 )  # fmt: skip

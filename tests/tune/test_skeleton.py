@@ -29,7 +29,13 @@ from ggufround.tune.weights import source_weights  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 NAMES = tiny_models.TUNABLE
-WITHIN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # text models that transformers has within the whole model only
+# Text models that transformers has within the whole model only.
+WITHIN = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "glm4v",
+)
 BATCH, LONG, SHORT = 3, 280, 20  # longer than every sliding window of the tiny models
 SLABS = ((0, 100), (100, 219), (219, tiny_models.VOCAB))
 

@@ -195,6 +195,7 @@ SIGHTS: dict[str, Sight] = {
         tower=glm4v_tower,
         tolerance=0.02,  # llama.cpp's convolution that merges patches takes its inputs in F16
     ),
+    "glm4v": Sight((112, 112), ("<|begin_of_image|>", 16, "<|end_of_image|>"), inputs=in_patches(14), tolerance=0.02),
     "qwen2-vl": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), inputs=in_patches(14)),
     "qwen2.5-vl": Sight((140, 112), ("<|vision_start|>", 20, "<|vision_end|>"), inputs=in_patches(14)),
     "qwen3-vl": Sight((140, 56), ("<|vision_start|>", 10, "<|vision_end|>"), inputs=in_patches(14)),
