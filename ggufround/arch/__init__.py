@@ -131,7 +131,8 @@ def find_architecture(config: Config, override: str | None = None) -> Architectu
     raise UnsupportedError(
         f"architecture {name[:80]!r} is not known"
         + (f"; near it: {', '.join(near)}" if near else "")
-        + "; `ggufround list architectures` shows all, --arch NAME converts the model as another one"
+        + "; `ggufround list architectures` shows all, --arch NAME converts the model as another one (where llama.cpp "
+        "has no code for a model, no runtime reads its file yet)"
     )
 
 
