@@ -110,8 +110,10 @@ def processor_list(key: str) -> Reader:
         if len(numbers) != 3 or not all(
             isinstance(v, int | float) and not isinstance(v, bool) and isfinite(v) for v in numbers
         ):
-            where = "preprocessor_config.json" if values is None else shown(values)
-            raise InputError(f"{key} (three numbers of preprocessor_config.json) is needed for --mmproj, found {where}")
+            found = "which is absent or does not state it" if values is None else f"found {shown(values)}"
+            raise InputError(
+                f"--mmproj needs {key}, three numbers of preprocessor_config.json, {found}; download the small files too"
+            )
         return array(Kind.F32, [float(v) for v in numbers])
 
     return read
