@@ -112,7 +112,7 @@ def processor_list(key: str) -> Reader:
         ):
             found = "which is absent or does not state it" if values is None else f"found {shown(values)}"
             raise InputError(
-                f"--mmproj needs {key}, three numbers of preprocessor_config.json, {found}; download the small files too"
+                f"--mmproj needs {key}, three numbers of preprocessor_config.json, {found}; download that file"
             )
         return array(Kind.F32, [float(v) for v in numbers])
 
