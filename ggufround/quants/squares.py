@@ -13,7 +13,7 @@ from ggufround.errors import InputError
 from ggufround.quants.importance import Importance
 
 BLOCKS_SHOWN = 8  # blocks named in a note
-LENT = 8  # tokens that an expert is taken to have seen of what all saw together; see `lending`
+LENT = 16  # tokens that an expert is taken to have seen of what all saw together; see `lending`
 SHARED = re.compile(r"ffn_(?:gate|up|gate_up)_exps\.|experts\.\d+\.(?:gate_proj|up_proj|w1|w3)\.")  # the block's input
 
 
@@ -50,9 +50,10 @@ def _means(name: str, seen: Squares) -> NDArray[np.float32]:
 def lending(squares: Mapping[str, Squares]) -> dict[str, Squares]:
     """The same, but an expert that saw few tokens borrows from the others those matrices that read the block's input.
 
-    It counts as if it had seen LENT more tokens that are as all experts' on average. Measured on 16 experts of a real
-    model: the error on unseen tokens falls by 12 % with 2 tokens, by 1 % with 8, is the same from 32 on, and is half of
-    that with equal weights where no token came. What `down` reads is each expert's own and is left as it is.
+    It counts as if it had seen LENT more tokens that are as all experts' on average. Measured on 16 clusters of the
+    tokens of a dense model, as if each had an expert: the error of Q2_K on unseen tokens falls by 12 % with 2 tokens,
+    by 2 % with 8, is the same from 32 on, and is half of that with equal weights where no token came (Q4_0: 4 %, none,
+    the same, two thirds). What `down` reads is each expert's own and is left as it is.
     """
     groups: dict[str, list[str]] = {}
     for name in squares:
