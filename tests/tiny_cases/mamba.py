@@ -60,7 +60,6 @@ def original(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
 
 MISTAKES = ("norm", "state")
 HEADS2, GROUPS = 8, 2
-CONVOLVED = INNER + 2 * GROUPS * STATE
 
 
 def mixer2(prefix: str, inner: int = INNER, norm: bool = True) -> dict[str, tuple[int, ...]]:
